@@ -1,0 +1,120 @@
+"""Settings: where PrefLab runs. Every environment variable is read here, once, and refused when wrong."""
+
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from app.errors import AppError
+
+PREFIX = "PREFLAB_"
+# Read by the test suite and the set-up script, not by the app; listed so that a typing mistake is still noticed.
+FOREIGN = {"PREFLAB_REQUIRE", "PREFLAB_SHARED_DATA"}
+
+
+class Settings(BaseModel):
+    """One field per environment variable `PREFLAB_<NAME>`; docs/configuration.md lists them from here."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data: Path = Field(
+        Path(".preflab"), description="Folder of everything PrefLab stores: database, files, checkpoints."
+    )
+    database_url: str = Field("", description="SQLAlchemy URL; empty means SQLite in the data folder.")
+    broker_url: str = Field("", description="Celery broker URL; empty means the bundled valkey-server.")
+    host: str = Field("127.0.0.1", description="Address the web app listens on.")
+    port: int = Field(8123, ge=1, le=65535, description="Port the web app listens on.")
+    public_url: str = Field("", description="Address people use, when it differs from http://host:port.")
+    allowed_hosts: str = Field(
+        "", description="Comma-separated extra host names accepted in the Host header."
+    )
+    is_cookie_secure: bool = Field(False, description="Send the login cookie over HTTPS only.")
+    secret_key: str = Field(
+        "", description="Key that encrypts stored API keys; empty means a file in the data folder."
+    )
+    slots: str = Field(
+        "", description="Comma-separated GPU slots of this worker; empty means one per GPU, or one CPU slot."
+    )
+    lease_s: float = Field(
+        30, ge=1, le=3600, description="Seconds without a heartbeat after which a run is taken over."
+    )
+    max_deaths: int = Field(
+        3, ge=1, le=20, description="Times a run may kill its process before it is failed."
+    )
+    private_endpoints: bool = Field(
+        True, description="Allow judge and model endpoints on loopback and private addresses (a local vLLM)."
+    )
+    upload_mb: int = Field(512, ge=1, description="Largest upload in megabytes.")
+    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
+
+    @field_validator("log_level")
+    @classmethod
+    def _known_level(cls, value: str) -> str:
+        if value.upper() not in {"DEBUG", "INFO", "WARNING", "ERROR"}:
+            raise ValueError("choose DEBUG, INFO, WARNING or ERROR")
+        return value.upper()
+
+    @field_validator("database_url")
+    @classmethod
+    def _known_database(cls, value: str) -> str:
+        value = value.replace("postgres://", "postgresql://", 1)
+        if value.startswith("postgresql://"):
+            value = value.replace("postgresql://", "postgresql+psycopg://", 1)
+        if value and not value.startswith(("sqlite:///", "postgresql+psycopg://")):
+            raise ValueError("use sqlite:///path or postgresql://user:password@host/name")
+        return value
+
+    @field_validator("broker_url")
+    @classmethod
+    def _known_broker(cls, value: str) -> str:
+        if value and not value.startswith(
+            ("redis://", "rediss://", "redis+socket://", "amqp://", "amqps://")
+        ):
+            raise ValueError("use redis://…, redis+socket://… or amqp://…")
+        return value
+
+    @property
+    def database(self) -> str:
+        """The database's URL, with the default filled in."""
+        return self.database_url or f"sqlite:///{self.data_path / 'preflab.db'}"
+
+    @property
+    def data_path(self) -> Path:
+        """The data folder as an absolute path."""
+        return self.data.expanduser().resolve()
+
+    @property
+    def url(self) -> str:
+        """The address to give to people."""
+        return self.public_url.rstrip("/") or f"http://{self.host}:{self.port}"
+
+    def folder(self, *parts: str | int) -> Path:
+        """A folder below the data folder, made if missing."""
+        path = self.data_path.joinpath(*(str(p) for p in parts))
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+
+def read_settings(environ: dict[str, str]) -> Settings:
+    """Settings from an environment; raises AppError that names each wrong variable."""
+    given: dict[str, Any] = {}
+    for name, value in environ.items():
+        if name.startswith(PREFIX) and name not in FOREIGN and value != "":
+            given[name.removeprefix(PREFIX).lower()] = value
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        lines = []
+        for item in error.errors():
+            name = PREFIX + str(item["loc"][0]).upper()
+            what = "is no setting" if item["type"] == "extra_forbidden" else item["msg"]
+            lines.append(f"{name}: {what} (docs/configuration.md lists every setting)")
+        raise AppError("The environment is wrong:\n  " + "\n  ".join(lines)) from error
+
+
+@cache
+def settings() -> Settings:
+    """The process's settings, read on first use. Tests call `settings.cache_clear()`."""
+    return read_settings(dict(os.environ))

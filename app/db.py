@@ -1,0 +1,218 @@
+"""Engines, the only commit, and the column types every table uses."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, cast
+
+import sqlalchemy as sa
+from fastapi import Depends, Request
+from sqlalchemy import event
+from sqlmodel import Field, Session, SQLModel
+
+from app.config import settings
+from app.errors import AppError, NotFound
+
+log = logging.getLogger(__name__)
+
+RowT = TypeVar("RowT", bound=SQLModel)
+MAX_ID = 2**63 - 1
+ROOT = Path(__file__).resolve().parent.parent
+
+SQLModel.metadata.naming_convention = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+
+class Id(sa.types.TypeDecorator[int]):
+    """A 64-bit integer key; SQLite counts its own up only when the column is spelled INTEGER."""
+
+    impl = sa.BigInteger
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
+        return sa.Integer() if dialect.name == "sqlite" else sa.BigInteger()
+
+
+class Utc(sa.types.TypeDecorator[datetime]):
+    """An instant, always aware and in UTC, also on SQLite which stores no zone."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        return value.astimezone(UTC) if value else None
+
+    def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+def now() -> datetime:
+    """This moment in UTC."""
+    return datetime.now(UTC)
+
+
+class Row(SQLModel):
+    """What every table with a number of its own begins with."""
+
+    id: int = Field(default=None, primary_key=True, sa_type=Id)
+
+
+def ref(target: str, *, nullable: bool = False, index: bool = True) -> Any:
+    """A foreign key to `table.id`."""
+    return Field(
+        default=None if nullable else ...,
+        sa_type=cast(Any, Id),
+        foreign_key=target,
+        nullable=nullable,
+        index=index,
+    )
+
+
+def one_of(name: str, *values: str, default: Any = ..., nullable: bool = False) -> Any:
+    """A string column held to `values` by a CHECK (native enums cannot be changed in place)."""
+    kind = sa.Enum(*values, name=name, native_enum=False, create_constraint=True, length=24)
+    if nullable and default is ...:
+        default = None
+    return Field(default=default, sa_type=cast(Any, kind), nullable=nullable)
+
+
+def json_field(*, nullable: bool = False, factory: Callable[[], Any] | None = None) -> Any:
+    """A JSON column."""
+    if factory is not None:
+        return Field(default_factory=factory, sa_type=cast(Any, sa.JSON), nullable=nullable)
+    return Field(default=None if nullable else ..., sa_type=cast(Any, sa.JSON), nullable=nullable)
+
+
+def moment(*, nullable: bool = False, is_now: bool = False) -> Any:
+    """A UTC instant."""
+    if is_now:
+        return Field(default_factory=now, sa_type=cast(Any, Utc), nullable=nullable)
+    return Field(default=None if nullable else ..., sa_type=cast(Any, Utc), nullable=nullable)
+
+
+def long_text(*, nullable: bool = False, default: Any = ...) -> Any:
+    """A text column without a length limit."""
+    return Field(default=None if nullable else default, sa_type=cast(Any, sa.Text), nullable=nullable)
+
+
+def make_engine(url: str) -> sa.Engine:
+    """An engine whose SQLite connections begin explicitly: IMMEDIATE for writers, plain for readers."""
+    if not url.startswith("sqlite"):
+        return sa.create_engine(url, pool_pre_ping=True, pool_size=10, max_overflow=20)
+    engine = sa.create_engine(url, connect_args={"timeout": 30, "check_same_thread": False})
+
+    @event.listens_for(engine, "connect")
+    def _set_up(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # the driver's own BEGIN loses updates
+        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=30000"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: sa.Connection) -> None:
+        is_write = connection.get_execution_options().get("is_write", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if is_write else "BEGIN")
+
+    return engine
+
+
+@cache
+def engine() -> sa.Engine:
+    """The process's engine for reads."""
+    url = settings().database
+    if url.startswith("sqlite:///"):
+        Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    return make_engine(url)
+
+
+@contextmanager
+def reading() -> Iterator[Session]:
+    """A session that sees one state of the database and stores nothing."""
+    with Session(engine(), autoflush=False, expire_on_commit=False) as session:
+        try:
+            yield session
+        finally:
+            session.rollback()
+
+
+@contextmanager
+def transaction() -> Iterator[Session]:
+    """A session committed as a whole at the end, or not at all; then what waited for the commit is sent."""
+    with Session(engine().execution_options(is_write=True), expire_on_commit=False) as session:
+        yield session
+        session.commit()
+    for send in session.info.get("after_commit", []):
+        try:
+            send()
+        except OSError:
+            log.warning("a wake-up was not sent; the ticker will repair it", exc_info=True)
+
+
+def after_commit(session: Session, send: Callable[[], None]) -> None:
+    """Calls `send` once the transaction has been committed, never before."""
+    session.info.setdefault("after_commit", []).append(send)
+
+
+def request_session(request: Request) -> Iterator[Session]:
+    """The request's session: reads roll back, writes commit before the answer leaves."""
+    with reading() if request.method in {"GET", "HEAD"} else transaction() as session:
+        yield session
+
+
+# With the default scope the client can get 200 before its commit fails.
+Db = Annotated[Session, Depends(request_session, scope="function")]
+
+
+def db_now(session: Session) -> float:
+    """Seconds since 1970 on the database's clock, the only clock that leases use."""
+    sqlite = "SELECT (julianday('now')-2440587.5)*86400.0"
+    postgres = "SELECT extract(epoch from clock_timestamp())"
+    is_sqlite = session.get_bind().dialect.name == "sqlite"
+    return float(session.execute(sa.text(sqlite if is_sqlite else postgres)).scalar_one())
+
+
+def get(session: Session, kind: type[RowT], key: int) -> RowT:
+    """The row with this id; raises NotFound."""
+    row = session.get(kind, key) if 0 < key <= MAX_ID else None
+    if row is None:
+        raise NotFound(f"There is no {kind.__tablename__} {key}.")
+    return row
+
+
+def _alembic() -> Any:
+    from alembic.config import Config
+
+    config = Config(toml_file=str(ROOT / "pyproject.toml"))
+    config.set_main_option("script_location", str(ROOT / "migrations"))
+    return config
+
+
+def upgrade() -> None:
+    """Brings the database's schema to this version."""
+    from alembic import command
+
+    engine()
+    command.upgrade(_alembic(), "head")
+
+
+def check_schema() -> None:
+    """Raises AppError unless the database's schema is the one this code knows."""
+    from alembic.runtime.migration import MigrationContext
+    from alembic.script import ScriptDirectory
+
+    with engine().connect() as connection:
+        found = MigrationContext.configure(connection).get_current_revision()
+    wanted = ScriptDirectory.from_config(_alembic()).get_current_head()
+    if found != wanted:
+        raise AppError(
+            f"The database's schema is {found or 'empty'}, this version needs {wanted}: run `preflab db upgrade`."
+        )

@@ -1,0 +1,63 @@
+"""Tables: review queues, people's answers, and the overrides that follow from them."""
+
+from datetime import datetime
+
+import sqlalchemy as sa
+from sqlmodel import Field
+
+from app.db import Row, long_text, moment, one_of, ref
+
+CHOICES = ("a", "b", "tie", "both_bad", "skip")
+
+
+class Queue(Row, table=True):
+    """Pairs drawn for people. An audit is a random sample and feeds every estimate; a repair queue only mends labels."""
+
+    project_id: int = ref("project.id")
+    name: str = Field(max_length=120)
+    verdict_set_id: int = ref("verdict_set.id")
+    kind: str = one_of("kind", "audit", "repair")
+    seed: int = 0
+    n: int = 0
+    overlap: int = 1
+    run_id: int | None = ref("run.id", nullable=True)
+    created_at: datetime = moment(is_now=True)
+    closed_at: datetime | None = moment(nullable=True)
+
+
+class Answer(Row, table=True):
+    """One place in a queue: first who holds it, then what they answered. `first` never changes: agreement reads it."""
+
+    __table_args__ = (
+        sa.UniqueConstraint("queue_id", "pair_id", "place"),
+        sa.UniqueConstraint("queue_id", "pair_id", "account_id"),
+        sa.Index("ix_answer_queue_open", "queue_id", "first", "position"),
+    )
+    queue_id: int = ref("queue.id", index=False)
+    pair_id: int = ref("pair.id")
+    place: int = 0  # 0 … overlap-1
+    position: int = 0  # order in the queue
+    account_id: int | None = ref("account.id", nullable=True)
+    lease_until: float | None = None
+    is_swapped: bool = False  # b was shown on the left
+    first: str | None = one_of("first", *CHOICES, nullable=True)
+    later: str | None = one_of("later", *CHOICES, nullable=True)  # after the reveal; moves the override only
+    seconds: float | None = None
+    note: str = long_text(default="")
+    answered_at: datetime | None = moment(nullable=True)
+
+
+class Override(Row, table=True):
+    """A person's word over a pair. It beats any verdict; it is withdrawn, never deleted."""
+
+    __table_args__ = (
+        sa.Index("uq_override_standing", "pair_id", unique=True, sqlite_where=sa.text("withdrawn_at IS NULL"),
+                 postgresql_where=sa.text("withdrawn_at IS NULL")),
+    )  # fmt: skip
+    pair_id: int = ref("pair.id")
+    choice: str = one_of("choice", "a", "b", "tie", "both_bad")
+    account_id: int = ref("account.id")
+    why: str = long_text(default="")
+    answer_id: int | None = ref("answer.id", nullable=True)
+    made_at: datetime = moment(is_now=True)
+    withdrawn_at: datetime | None = moment(nullable=True)

@@ -1,0 +1,123 @@
+"""Tables: runs, what they need, read and made, their metrics and log, and the workers that do them."""
+
+from datetime import datetime
+from typing import Any, cast
+
+import sqlalchemy as sa
+from sqlmodel import Field, SQLModel
+
+from app.db import Id, Row, json_field, long_text, moment, one_of, ref
+
+QUEUES = ("gpu", "io", "cpu")
+LIVE = ("queued", "running")
+ENDED = ("done", "failed", "cancelled")
+
+
+class Run(Row, table=True):
+    """One piece of work for a worker. The row is the truth; the broker only wakes somebody up."""
+
+    __table_args__ = (
+        sa.Index("uq_run_slot_running", "slot", unique=True, sqlite_where=sa.text("status = 'running'"),
+                 postgresql_where=sa.text("status = 'running'")),
+        sa.Index("ix_run_claim", "status", "queue", "priority", "id"),
+    )  # fmt: skip
+
+    project_id: int = ref("project.id")
+    kind: str = Field(max_length=40, index=True)
+    queue: str = one_of("queue", *QUEUES)
+    title: str = Field(default="", max_length=200)
+    recipe: dict[str, Any] = json_field()
+    recipe_sha256: str = Field(max_length=64, index=True)
+    form_key: str | None = Field(default=None, max_length=64, unique=True)
+    status: str = one_of("status", *LIVE, *ENDED, default="queued")
+    is_cancel_asked: bool = False
+    priority: int = 0
+    slot: str | None = Field(default=None, max_length=120)
+    worker: str | None = Field(default=None, max_length=120)
+    attempt: int = 0
+    deaths: int = 0
+    lease_until: float | None = None
+    done: int = 0
+    total: int = 0
+    note: str = Field(default="", max_length=200)
+    error: str | None = long_text(nullable=True)
+    code_version: str = Field(default="", max_length=80)
+    packages: dict[str, str] = json_field(factory=dict)
+    cost: dict[str, float] = json_field(factory=dict)
+    account_id: int | None = ref("account.id", nullable=True)
+    created_at: datetime = moment(is_now=True)
+    started_at: datetime | None = moment(nullable=True)
+    ended_at: datetime | None = moment(nullable=True)
+
+    @property
+    def is_live(self) -> bool:
+        """Queued or running."""
+        return self.status in LIVE
+
+
+class RunNeed(SQLModel, table=True):
+    """A run that must be done before another starts."""
+
+    __tablename__ = "run_need"
+    run_id: int = Field(primary_key=True, foreign_key="run.id", sa_type=cast(Any, Id))
+    needs_id: int = Field(primary_key=True, foreign_key="run.id", sa_type=cast(Any, Id), index=True)
+
+
+class RunIo(Row, table=True):
+    """What a run read or made: a noun (a table's name) and the row's id. Lineage is built from these."""
+
+    __tablename__ = "run_io"
+    __table_args__ = (
+        sa.UniqueConstraint("run_id", "is_output", "noun", "ref_id"),
+        sa.Index("ix_run_io_ref", "noun", "ref_id"),
+    )
+    run_id: int = ref("run.id", index=False)
+    is_output: bool
+    noun: str = Field(max_length=40)
+    ref_id: int = Field(sa_type=cast(Any, Id))
+    sha256: str = Field(default="", max_length=64)
+
+
+class Metric(SQLModel, table=True):
+    """One point of a curve. NULL stands for a value that was not finite."""
+
+    run_id: int = Field(primary_key=True, foreign_key="run.id", sa_type=cast(Any, Id))
+    name: str = Field(primary_key=True, max_length=60)
+    step: int = Field(primary_key=True)
+    value: float | None = None
+    at: datetime = moment(is_now=True)
+
+
+class LogLine(Row, table=True):
+    """One line of a run's log."""
+
+    __tablename__ = "log_line"
+    run_id: int = ref("run.id")
+    attempt: int = 0
+    at: datetime = moment(is_now=True)
+    level: str = one_of("level", "info", "warning", "error", default="info")
+    text: str = long_text()
+
+
+class Sampled(Row, table=True):
+    """A fixed prompt sampled during training: the film strip on the run's page."""
+
+    __table_args__ = (sa.UniqueConstraint("run_id", "step", "place"),)
+    run_id: int = ref("run.id", index=False)
+    step: int
+    place: int
+    prompt: str = long_text()
+    text: str = long_text()
+    reward: float | None = None
+
+
+class Worker(Row, table=True):
+    """A worker process, as it last reported itself."""
+
+    name: str = Field(max_length=120, unique=True)
+    queues: str = Field(max_length=60)
+    slots: str = Field(default="", max_length=200)
+    device: str = Field(default="", max_length=200)
+    started_at: datetime = moment(is_now=True)
+    beat_at: float = 0
+    is_draining: bool = False
