@@ -1,0 +1,127 @@
+// Live curves by uPlot: every <figure class="curve" data-curve="URL"> asks its URL for
+//   {"series": [{"label": "DPO seed 1", "arm": "dpo", "step": [1, 2], "seconds": [0.4, 0.9], "value": [0.69, null]}],
+//    "is_live": true, "y_label": "loss"}
+// and again every 2 s while is_live and the tab is seen. Series may have different steps (runs overlaid). The raw curve stays
+// faint under the smoothed one. data-sync="name" shares the cursor with the page's other figures of that name.
+"use strict";
+
+(() => {
+  const REFRESH_MS = 2000;
+  const HEIGHT = 240;
+
+  const token = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const colourOf = (arm) => token(`--arm-${(arm || "other").replaceAll("_", "-")}`) || token("--arm-other");
+
+  // Exponential mean without the bias of its start (as in Kingma & Ba 2015, sec. 3), skipping what was not measured.
+  function smooth(values, weight) {
+    if (!weight) return values;
+    let mean = 0;
+    let power = 1;
+    return values.map((value) => {
+      if (value === null || value === undefined) return null;
+      mean = weight * mean + (1 - weight) * value;
+      power *= weight;
+      return mean / (1 - power);
+    });
+  }
+
+  class Curve {
+    constructor(figure) {
+      this.figure = figure;
+      this.state = { weight: 0, isLog: false, x: "step" };
+      this.data = null;
+      this.plot = null;
+      this.makeControls();
+      this.canvas = figure.appendChild(document.createElement("div"));
+      this.canvas.className = "canvas";
+      this.note = figure.appendChild(document.createElement("p"));
+      this.note.className = "quiet small";
+      new ResizeObserver(() => this.plot?.setSize({ width: this.canvas.clientWidth, height: HEIGHT })).observe(this.canvas);
+      matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.draw());
+      this.load();
+    }
+
+    makeControls() {
+      const row = document.createElement("div");
+      row.className = "controls";
+      row.innerHTML = `<label>Smooth <input type="range" min="0" max="0.98" step="0.02" value="0"></label>
+        <label><input type="checkbox"> log</label>
+        <label>over <select><option value="step">steps</option><option value="seconds">time</option></select></label>
+        <a href="#" download>CSV</a>`;
+      const [range, box] = row.querySelectorAll("input");
+      range.addEventListener("input", () => { this.state.weight = Number(range.value); this.draw(); });
+      box.addEventListener("change", () => { this.state.isLog = box.checked; this.draw(); });
+      row.querySelector("select").addEventListener("change", (e) => { this.state.x = e.target.value; this.draw(); });
+      const link = row.querySelector("a");
+      link.download = (this.figure.querySelector("figcaption")?.textContent.trim() || "curve").replace(/[^\w.-]+/g, "-") + ".csv";
+      link.addEventListener("click", () => { link.href = URL.createObjectURL(new Blob([this.csv()], { type: "text/csv" })); });
+      this.figure.append(row);
+    }
+
+    async load() {
+      if (!this.figure.isConnected) return; // swapped away
+      let isLive = true;
+      if (!document.hidden) {
+        try {
+          const response = await fetch(this.figure.dataset.curve, { headers: { Accept: "application/json" } });
+          if (!response.ok) throw new Error(`the server answered ${response.status}`);
+          this.data = await response.json();
+          isLive = Boolean(this.data.is_live);
+          this.draw();
+        } catch (error) {
+          this.note.textContent = `No curve: ${error.message}.`;
+        }
+      }
+      if (isLive) setTimeout(() => this.load(), REFRESH_MS);
+    }
+
+    // One table [x, raw…, smoothed…] joined over all series' own x values.
+    table() {
+      const { weight, isLog, x } = this.state;
+      const clean = (v) => (v === null || !Number.isFinite(v) || (isLog && v <= 0) ? null : v);
+      const tables = this.data.series.map((s) => {
+        const raw = s.value.map(clean);
+        return weight ? [s[x], raw, smooth(raw, weight)] : [s[x], raw];
+      });
+      return uPlot.join(tables);
+    }
+
+    draw() {
+      if (!this.data) return;
+      const drawn = this.data.series.filter((s) => s.value.length);
+      this.note.textContent = drawn.length ? "" : "Nothing measured yet.";
+      this.plot?.destroy();
+      this.plot = null;
+      if (!drawn.length) return;
+      const axis = { stroke: token("--soft"), grid: { stroke: token("--line"), width: 1 }, ticks: { show: false }, font: "12px system-ui, sans-serif" };
+      const number = (u, v) => (v === null || v === undefined ? "–" : Number(v.toPrecision(4)).toString());
+      const series = [{ label: this.state.x === "step" ? "step" : "seconds" }];
+      for (const s of this.data.series) {
+        const stroke = colourOf(s.arm);
+        const line = { label: s.label, stroke, width: 1.75, spanGaps: true, points: { show: s.value.length < 12, size: 5, fill: stroke }, value: number };
+        if (this.state.weight) series.push({ ...line, label: `${s.label} (raw)`, width: 1, alpha: 0.28, points: { show: false } }, line);
+        else series.push(line);
+      }
+      const options = {
+        width: this.canvas.clientWidth, height: HEIGHT, series,
+        axes: [axis, { ...axis, size: 58 }],
+        scales: { x: { time: false }, y: { distr: this.state.isLog ? 3 : 1 } },
+        cursor: this.figure.dataset.sync ? { sync: { key: this.figure.dataset.sync } } : {},
+      };
+      this.plot = new uPlot(options, this.table(), this.canvas);
+    }
+
+    csv() {
+      const quote = (text) => `"${String(text).replaceAll('"', '""')}"`;
+      const rows = (this.data?.series ?? []).flatMap((s) => s.step.map((step, i) => [quote(s.label), step, s.seconds[i], s.value[i] ?? ""].join(",")));
+      return ["series,step,seconds,value", ...rows].join("\n") + "\n";
+    }
+  }
+
+  window.startCurves = () => {
+    for (const figure of document.querySelectorAll("figure[data-curve]:not([data-is-drawn])")) {
+      figure.dataset.isDrawn = "";
+      figure.curve = new Curve(figure);
+    }
+  };
+})();
