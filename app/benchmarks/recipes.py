@@ -1,0 +1,41 @@
+"""The recipe that scores an arm on a benchmark."""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from app.pairs.recipes import Split
+from app.runs.recipe import Recipe, points_to
+
+
+class BenchmarkRecipe(Recipe):
+    """One checkpoint on one benchmark: an lm-eval task, PKU-SafeRLHF, or strict-format adherence."""
+
+    kind: ClassVar[str] = "benchmark"
+    queue: ClassVar[str] = "gpu"
+    verb: ClassVar[str] = "Score"
+
+    checkpoint: int = points_to("checkpoint", title="Checkpoint")
+    benchmark: Literal["mmlu", "hellaswag", "truthfulqa", "demo_facts", "pku_saferlhf", "strict_format"] = Field(
+        ..., title="Benchmark"
+    )
+    data: str = Field("", title="Local files", description="Folder or file on the server; empty means the hub.")
+    prompt_set: int | None = points_to("prompt_set", title="Prompts", default=None, description="For strict format.")
+    splits: list[Split] = Field(["test"], min_length=1, title="Splits")
+    judge: int | None = points_to("judge", title="Judge", default=None, description="For the judged safe rate.")
+    reference: int | None = points_to(
+        "checkpoint", title="Reference", default=None, description="For the implicit reward of PKU-SafeRLHF."
+    )
+    num_fewshot: int = Field(0, ge=0, le=32, title="Few-shot examples")
+    samples: int = Field(8, ge=1, le=256, title="Samples per prompt", description="Strict format, at temperature 1.")
+    max_new_tokens: int = Field(96, ge=1, le=4096, title="New tokens at most")
+    batch_size: int = Field(64, ge=1, le=4096, title="Batch size")
+    limit: int | None = Field(None, ge=1, title="At most this many items", description="Per subject for MMLU.")
+    use_chat_template: bool = Field(False, title="Use the chat template")
+    max_truncated: float = Field(0.2, ge=0, le=1, title="Stop when more than this share of items is truncated")
+
+    @model_validator(mode="after")
+    def _has_what_it_needs(self) -> "BenchmarkRecipe":
+        if self.benchmark == "strict_format" and self.prompt_set is None:
+            raise ValueError("strict format needs a prompt set")
+        return self

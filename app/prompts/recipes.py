@@ -1,0 +1,67 @@
+"""Recipes of imports: prompts, and ready-made preferences."""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from app.runs.recipe import Recipe
+
+
+class ImportPromptsRecipe(Recipe):
+    """Reads a file of prompts into a prompt set: validate first, then insert; nothing is half-imported."""
+
+    kind: ClassVar[str] = "import_prompts"
+    verb: ClassVar[str] = "Import"
+
+    path: str = Field("", title="File on the server", description="JSONL, CSV or Parquet; an upload fills this in.")
+    shipped: Literal["", "demo"] = Field("", title="Shipped set", description="The demo's own prompts, made by code.")
+    format: Literal["auto", "jsonl", "json", "csv", "parquet", "text"] = Field("auto", title="Format")
+    prompt_field: str = Field(
+        "", title="Field of the prompt", description="Empty: messages, prompt, instruction, question."
+    )
+    reference_field: str = Field("", title="Field of the reference answer")
+    category_field: str = Field("", title="Field of the category")
+    group_field: str = Field(
+        "", title="Field of the group", description="Paraphrases share a group; empty: each its own."
+    )
+    system: str = Field(
+        "", title="System message", description="Put before every prompt.", json_schema_extra={"rows": 3}
+    )
+    source: str = Field("", title="Source")
+    licence: str = Field("", title="Licence")
+    limit: int | None = Field(None, ge=1, title="At most this many rows")
+    max_chars: int | None = Field(None, ge=1, title="Leave out prompts longer than this many characters")
+    dev_share: float = Field(0.1, ge=0, le=0.9, title="Share of groups in dev")
+    test_share: float = Field(0.2, ge=0, le=0.9, title="Share of groups in test")
+    ood_categories: list[str] = Field([], title="Categories kept out of distribution")
+    may_reject: bool = Field(False, title="Import the good rows although some are bad",
+                             description="Otherwise one bad row stops the import.")  # fmt: skip
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "ImportPromptsRecipe":
+        if bool(self.path) == bool(self.shipped):
+            raise ValueError("give a file or choose a shipped set, one of the two")
+        if self.dev_share + self.test_share >= 1:
+            raise ValueError("dev and test together must leave something to train on")
+        return self
+
+
+class ImportPairsRecipe(Recipe):
+    """Reads ready-made preferences: prompts, both completions and the file's own label, kept under its own name."""
+
+    kind: ClassVar[str] = "import_pairs"
+    verb: ClassVar[str] = "Import"
+
+    path: str = Field(..., title="File on the server")
+    layout: Literal["auto", "pku_saferlhf", "hh_rlhf", "chosen_rejected"] = Field("auto", title="Layout")
+    label: Literal["better", "safer", "chosen"] = Field(
+        "chosen", title="Which label", description="PKU-SafeRLHF has two."
+    )
+    labeller: str = Field("imported labels", title="Name of the labels", min_length=1, max_length=120)
+    source: str = Field("", title="Source")
+    licence: str = Field("", title="Licence")
+    limit: int | None = Field(None, ge=1, title="At most this many rows")
+    max_chars: int | None = Field(None, ge=1, title="Leave out rows whose texts are longer than this")
+    dev_share: float = Field(0.1, ge=0, le=0.9, title="Share of prompts in dev")
+    test_share: float = Field(0.2, ge=0, le=0.9, title="Share of prompts in test")
+    may_reject: bool = Field(False, title="Import the good rows although some are bad")

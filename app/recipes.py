@@ -1,0 +1,61 @@
+"""Every kind of run and its recipe: one explicit dict. Reading a recipe from JSON; errors keyed by field."""
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from app.benchmarks.recipes import BenchmarkRecipe
+from app.checkpoints.recipes import ImportCheckpointRecipe, NewEndpointRecipe
+from app.errors import Invalid
+from app.grading.recipes import GradingRecipe
+from app.judging.recipes import JudgeRecipe, NewJudgeRecipe
+from app.pairs.recipes import GenerateRecipe
+from app.prompts.recipes import ImportPairsRecipe, ImportPromptsRecipe
+from app.review.recipes import AuditRecipe
+from app.runs.recipe import Recipe
+from app.training.recipes import (
+    DemoBaseRecipe,
+    DpoRecipe,
+    GrpoRecipe,
+    PpoRecipe,
+    RewardRecipe,
+    SftRecipe,
+    SnapshotRecipe,
+)
+
+RECIPES: dict[str, type[Recipe]] = {
+    recipe.kind: recipe
+    for recipe in (
+        ImportPromptsRecipe, ImportPairsRecipe, ImportCheckpointRecipe, NewEndpointRecipe, DemoBaseRecipe,
+        GenerateRecipe, NewJudgeRecipe, JudgeRecipe, AuditRecipe, SnapshotRecipe,
+        SftRecipe, RewardRecipe, DpoRecipe, PpoRecipe, GrpoRecipe, BenchmarkRecipe, GradingRecipe,
+    )
+}  # fmt: skip
+
+
+def recipe_class(kind: str) -> type[Recipe]:
+    """The recipe of a kind; raises Invalid."""
+    if kind not in RECIPES:
+        raise Invalid(f"There is no kind of run called “{kind[:60]}”. Kinds: {', '.join(RECIPES)}.")
+    return RECIPES[kind]
+
+
+def read_recipe(stored: dict[str, Any]) -> Recipe:
+    """A recipe from its JSON, `kind` included; raises Invalid with messages by dotted field name."""
+    values = dict(stored)
+    cls = recipe_class(str(values.pop("kind", "")))
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        raise invalid_recipe(error) from error
+
+
+def invalid_recipe(error: ValidationError) -> Invalid:
+    """Pydantic's errors as one readable error, and by field for a form."""
+    fields: dict[str, list[str]] = {}
+    for item in error.errors():
+        name = ".".join(str(part) for part in item["loc"])
+        message = item["msg"].removeprefix("Value error, ")
+        fields.setdefault(name, []).append(message)
+    lines = [f"{name}: {', '.join(m)}" if name else ", ".join(m) for name, m in fields.items()]
+    return Invalid("; ".join(lines), fields)

@@ -1,0 +1,31 @@
+"""The Celery app as the web and the ticker use it: to send one run's id, nothing else."""
+
+from functools import cache
+
+from celery import Celery
+
+from app.config import settings
+from app.errors import Unavailable
+
+
+@cache
+def celery() -> Celery:
+    """The Celery app; JSON only, no result backend. Raises Unavailable without a broker."""
+    url = settings().broker_url
+    if not url:
+        raise Unavailable("PREFLAB_BROKER_URL is not set: start with `preflab up`, which brings a broker along.")
+    app = Celery("preflab", broker=url)
+    app.conf.update(
+        task_ignore_result=True,
+        task_serializer="json",
+        accept_content=["json"],
+        broker_connection_retry_on_startup=True,
+        broker_connection_timeout=1,
+        broker_transport_options={"socket_connect_timeout": 1, "max_retries": 1},
+        task_publish_retry=False,
+        worker_prefetch_multiplier=1,
+        worker_hijack_root_logger=False,
+        worker_send_task_events=False,
+        timezone="UTC",
+    )
+    return app

@@ -1,0 +1,64 @@
+"""What every recipe has in common: one model that is form, row, API body, experiment step and worker argument at once."""
+
+import hashlib
+import json
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+from sqlmodel import Session
+
+
+class Recipe(BaseModel):
+    """One kind of run. Subclasses set `kind` and `queue` and add fields; extra fields are refused.
+
+    A field that holds the id of another row names the row's noun by `json_schema_extra={"noun": "checkpoint"}`: the form shows a
+    list of those rows, launch() checks that they belong to the project and records them as what the run read.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: ClassVar[str]
+    queue: ClassVar[str] = "cpu"
+    verb: ClassVar[str] = "Run"  # what the button says
+
+    name: str = Field("", max_length=120, title="Name", description="What the result is called; made up when empty.")
+    seed: int = Field(1, ge=0, le=2**31 - 1, title="Seed")
+
+    def stored(self) -> dict[str, Any]:
+        """The recipe as its run's row keeps it."""
+        return {"kind": self.kind, **self.model_dump(mode="json")}
+
+    def title(self) -> str:
+        """One line for lists."""
+        return self.name or self.kind.replace("_", " ")
+
+    def pick_queue(self, session: Session) -> str:
+        """The queue this run goes to; overridden where it depends on a row."""
+        return self.queue
+
+    def references(self) -> list[tuple[str, int]]:
+        """(noun, id) of every row the recipe points to."""
+        found: list[tuple[str, int]] = []
+        for name, field in type(self).model_fields.items():
+            noun = noun_of(field)
+            value = getattr(self, name)
+            if noun and value is not None:
+                found += [(noun, one) for one in (value if isinstance(value, list) else [value])]
+        return found
+
+
+def noun_of(field: Any) -> str:
+    """The noun of the row a recipe's field points to, or ""."""
+    extra = field.json_schema_extra
+    return str(extra.get("noun", "")) if isinstance(extra, dict) else ""
+
+
+def points_to(noun: str, *, title: str, default: Any = ..., description: str = "", **more: Any) -> Any:
+    """A recipe's field that holds the id (or ids) of rows called `noun`. `more` may hold `where={column: value}`."""
+    return Field(default, title=title, description=description, json_schema_extra={"noun": noun, **more})
+
+
+def sha256_of(value: Any) -> str:
+    """Hash of a JSON value, the same whatever the order of its keys."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,83 @@
+"""One run in a process of its own: `python -m worker.child RUN ATTEMPT`. Learns of its parent's death by EOF on stdin."""
+
+import importlib
+import os
+import sys
+import threading
+import time
+import traceback
+
+from app.config import settings
+from app.db import transaction
+from app.errors import AppError
+from app.runs.queue import Fenced, finish
+from worker.job import Cancelled, Job
+
+KINDS = {
+    "import_prompts": "worker.importing:import_prompts",
+    "import_pairs": "worker.importing:import_pairs",
+    "import_checkpoint": "worker.importing:import_checkpoint",
+    "new_endpoint": "worker.judge:add_endpoint",
+    "new_judge": "worker.judge:add_judge",
+    "demo_base": "worker.demo_base:make_demo_base",
+    "generate": "worker.generate:generate_pairs",
+    "judge": "worker.judge:judge_pairs",
+    "audit": "worker.audit:draw_queue",
+    "snapshot": "worker.snapshot:freeze_snapshot",
+    "sft": "worker.sft:train_sft",
+    "reward": "worker.reward:train_reward",
+    "dpo": "worker.dpo:train_dpo",
+    "ppo": "worker.ppo:train_ppo",
+    "grpo": "worker.grpo:train_grpo",
+    "benchmark": "worker.benchmark:run_benchmark",
+    "grading": "worker.grading:prepare_grading",
+}
+
+
+def die_with_parent() -> None:
+    """Ends this process when stdin closes, which is when the supervisor is gone."""
+    os.read(sys.stdin.fileno(), 1)
+    os._exit(70)
+
+
+def work(run_id: int, attempt: int) -> str:
+    """Does one attempt and ends it in the database; returns the status it ended with."""
+    started = time.process_time(), time.monotonic()
+    status, error = "done", None
+    job = Job(run_id, attempt)
+    try:
+        module, _, name = KINDS[job.recipe.kind].partition(":")
+        job.check()
+        getattr(importlib.import_module(module), name)(job)
+    except Cancelled:
+        status = "cancelled"
+    except AppError as known:
+        status, error = "failed", known.message
+    except Fenced:
+        return "fenced"
+    except Exception:  # the one catch-all: whatever broke is shown on the run's page
+        status, error = "failed", traceback.format_exc()
+    spent = {"cpu_seconds": time.process_time() - started[0], "wall_seconds": time.monotonic() - started[1]}
+    try:
+        job.spend(**spent)
+        with transaction() as session:
+            finish(session, run_id, attempt, status, error)
+    except Fenced:
+        return "fenced"
+    return status
+
+
+def main() -> None:
+    """Entry point."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    threading.Thread(target=die_with_parent, daemon=True).start()
+    settings()
+    run_id, attempt = int(sys.argv[1]), int(sys.argv[2])
+    print(f"run {run_id} attempt {attempt}: {work(run_id, attempt)}", flush=True)
+    sys.stdout.flush()
+    os._exit(0)  # no waiting for library threads
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""What a kind's function is given: its recipe, its folder, and fenced writes to its run."""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlmodel import Session, col
+
+from app.config import settings
+from app.db import get, now, reading, transaction
+from app.recipes import read_recipe
+from app.runs.models import LogLine, Metric, Run, Sampled
+from app.runs.queue import drop_metrics_after, fence, record_output
+
+
+class Cancelled(Exception):
+    """Somebody asked this run to stop."""
+
+
+class Job:
+    """One attempt at one run.
+
+    Every write begins with a fence on (run, attempt), so an attempt that has been taken over can store nothing.
+    """
+
+    def __init__(self, run_id: int, attempt: int) -> None:
+        self.run_id, self.attempt = run_id, attempt
+        with reading() as session:
+            run = get(session, Run, run_id)
+            self.recipe: Any = read_recipe(run.recipe)
+            self.project_id = run.project_id
+        self.seed: int = self.recipe.seed
+        self.folder: Path = settings().folder("runs", run_id)
+        self._said = 0.0
+        self._checked = 0.0
+        self._is_cancelled = False
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        """A transaction that stores nothing unless this attempt still holds the run. Raises Fenced."""
+        with transaction() as session:
+            fence(session, self.run_id, self.attempt)
+            yield session
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """A session for reading."""
+        with reading() as session:
+            yield session
+
+    def check(self) -> None:
+        """Raises Cancelled when a cancel was asked for. Cheap: asks the database four times a second at most."""
+        if time.monotonic() - self._checked > 0.25:
+            self._checked = time.monotonic()
+            with reading() as session:
+                self._is_cancelled = bool(session.execute(
+                    sa.select(col(Run.is_cancel_asked)).where(col(Run.id) == self.run_id)
+                ).scalar())  # fmt: skip
+        if self._is_cancelled:
+            raise Cancelled
+
+    def progress(self, done: int, total: int, note: str = "") -> None:
+        """Moves the bar (twice a second at most, and always at the end) and checks for a cancel."""
+        self.check()
+        if done < total and time.monotonic() - self._said < 0.5:
+            return
+        self._said = time.monotonic()
+        with self.write() as session:
+            change = sa.update(Run).where(col(Run.id) == self.run_id)
+            session.execute(change.values(done=done, total=total, note=note[:200]))
+
+    def log(self, text: str, level: str = "info") -> None:
+        """Adds a line to the run's log."""
+        with self.write() as session:
+            session.add(LogLine(run_id=self.run_id, attempt=self.attempt, level=level, text=text))
+
+    def metric(self, step: int, **values: float) -> None:
+        """Stores points of curves; a value that is not finite becomes NULL. A step said twice keeps the later value."""
+        with self.write() as session:
+            names = list(values)
+            session.execute(
+                sa.delete(Metric)
+                .where(col(Metric.run_id) == self.run_id, col(Metric.step) == step, col(Metric.name).in_(names))
+            )  # fmt: skip
+            for name, value in values.items():
+                finite = float(value) if math.isfinite(value) else None
+                session.add(Metric(run_id=self.run_id, name=name, step=step, value=finite, at=now()))
+
+    def resumed_at(self, step: int) -> None:
+        """Says from which step this attempt goes on; later points and samples of earlier attempts go."""
+        with self.write() as session:
+            drop_metrics_after(session, self.run_id, step)
+            session.execute(sa.delete(Sampled).where(col(Sampled.run_id) == self.run_id, col(Sampled.step) > step))
+            session.add(LogLine(run_id=self.run_id, attempt=self.attempt, text=f"resumed after step {step}"))
+
+    def sampled(self, step: int, rows: list[tuple[str, str, float | None]]) -> None:
+        """Adds (prompt, text, reward) of the fixed prompts to the film strip."""
+        with self.write() as session:
+            session.execute(sa.delete(Sampled).where(col(Sampled.run_id) == self.run_id, col(Sampled.step) == step))
+            for place, (prompt, text, reward) in enumerate(rows):
+                row = Sampled(run_id=self.run_id, step=step, place=place, prompt=prompt, text=text, reward=reward)
+                session.add(row)
+
+    def made(self, session: Session, noun: str, key: int, sha256: str = "") -> None:
+        """Notes, within a write, that this run made a row."""
+        record_output(session, self.run_id, noun, key, sha256)
+
+    def spend(self, **amounts: float) -> None:
+        """Adds to the run's budget: generated_tokens, judge_calls, usd, labels, device_seconds, …"""
+        with self.write() as session:
+            run = get(session, Run, self.run_id)
+            run.cost = {**run.cost, **{name: run.cost.get(name, 0) + value for name, value in amounts.items()}}

@@ -1,0 +1,203 @@
+"""Claims runs, spawns a child process for each, renews its lease, passes on cancels and SIGTERM, and notes deaths."""
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from functools import cache
+from pathlib import Path
+
+import sqlalchemy as sa
+from sqlmodel import col, select
+
+from app.config import settings
+from app.db import db_now, reading, transaction
+from app.runs.models import Run, Worker
+from app.runs.queue import Fenced, claim, finish, give_back, renew, runnable, send_wake_up, sweep
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.1
+GRACE_S = 10.0  # between asking a child to stop and ending it
+
+
+@cache
+def worker_name() -> str:
+    """This worker process's name."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+@cache
+def gpu_slots() -> tuple[str, ...]:
+    """The slots of this machine: PREFLAB_SLOTS, else one per GPU, else one for the CPU."""
+    if settings().slots:
+        names = [name.strip() for name in settings().slots.split(",") if name.strip()]
+    else:
+        names = [f"cuda:{i}" for i in range(count_gpus())] or ["cpu"]
+    return tuple(f"{socket.gethostname()}/{name}" for name in names)
+
+
+def count_gpus() -> int:
+    """How many NVIDIA GPUs the driver shows (torch is not imported here)."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([one for one in visible.split(",") if one.strip() not in {"", "-1"}])
+    root = Path("/proc/driver/nvidia/gpus")
+    return len(list(root.iterdir())) if root.is_dir() else 0
+
+
+class Supervisor:
+    """The children of one worker process."""
+
+    def __init__(self, queues: list[str]) -> None:
+        self.queues = queues
+        self.is_stopping = threading.Event()
+        self._children: dict[int, subprocess.Popen[bytes]] = {}
+        self._lock = threading.Lock()
+
+    def run_next(self) -> bool:
+        """Claims one run and sees it through; False when there was nothing to claim. The wake-up's id is only a hint."""
+        if self.is_stopping.is_set() or self._is_draining():
+            return False
+        run = self._claim()
+        if run is None:
+            return False
+        try:
+            self._see_through(run.id, run.attempt, run.slot)
+        except Fenced:
+            log.warning("run %s attempt %s was taken over", run.id, run.attempt)
+        return True
+
+    def _is_draining(self) -> bool:
+        with reading() as session:
+            return bool(session.exec(select(Worker.is_draining).where(Worker.name == worker_name())).first())
+
+    def _claim(self) -> Run | None:
+        for slot in gpu_slots() if "gpu" in self.queues else (None,):
+            try:
+                with transaction() as session:
+                    run = claim(session, self.queues, worker_name(), slot)
+                    if run is not None:
+                        return run
+            except sa.exc.IntegrityError:
+                continue  # the slot was taken between the look and the write
+        return None
+
+    def _see_through(self, run_id: int, attempt: int, slot: str | None) -> None:
+        environ = dict(os.environ)
+        if slot and "/cuda:" in slot and "CUDA_VISIBLE_DEVICES" not in os.environ:
+            environ["CUDA_VISIBLE_DEVICES"] = slot.rpartition(":")[2]
+        output = settings().folder("runs", run_id) / "output.log"
+        with output.open("ab") as sink:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "worker.child", str(run_id), str(attempt)],
+                stdin=subprocess.PIPE, stdout=sink, stderr=sink, env=environ, start_new_session=True,
+            )  # fmt: skip
+        with self._lock:
+            self._children[run_id] = child
+        try:
+            self._wait(run_id, attempt, child)
+        finally:
+            with self._lock:
+                self._children.pop(run_id, None)
+            _kill(child)
+        self._note_end(run_id, attempt, child.returncode, output)
+
+    def _wait(self, run_id: int, attempt: int, child: subprocess.Popen[bytes]) -> None:
+        """Beats until the child ends; ends it when the run is cancelled, taken over, or this worker is going away."""
+        beat, deadline = 0.0, None
+        while child.poll() is None:
+            time.sleep(POLL_S)
+            if time.monotonic() - beat > min(settings().lease_s / 3, 0.5):
+                beat = time.monotonic()
+                try:
+                    with transaction() as session:
+                        is_asked = renew(session, run_id, attempt)
+                except Fenced:
+                    # either the child has just ended the run itself, or another attempt took it over
+                    child.poll() or _wait_briefly(child)
+                    return
+                except sa.exc.OperationalError:
+                    log.warning("run %s: the database does not answer; beating again", run_id)
+                    continue
+                if is_asked and deadline is None:
+                    deadline = time.monotonic() + GRACE_S
+            if self.is_stopping.is_set():
+                return
+            if deadline and time.monotonic() > deadline:
+                log.warning("run %s did not stop within %s s of being asked: ended", run_id, GRACE_S)
+                return
+
+    def _note_end(self, run_id: int, attempt: int, code: int | None, output: Path) -> None:
+        """A child that ended its run has nothing to note; otherwise it died, or was ended by us."""
+        with transaction() as session:
+            run = session.exec(select(Run).where(Run.id == run_id)).one()
+            if run.attempt != attempt or run.status != "running":
+                return
+            if run.is_cancel_asked:
+                finish(session, run_id, attempt, "cancelled")
+            elif self.is_stopping.is_set():
+                give_back(session, run_id, attempt, is_death=False, why="its worker was stopped")
+            else:
+                give_back(session, run_id, attempt, is_death=True, why=f"{_cause(code)}\n{_tail(output)}".strip())
+
+    def stop(self) -> None:
+        """No new claims; children are ended and their runs queued again."""
+        self.is_stopping.set()
+
+
+def _wait_briefly(child: subprocess.Popen[bytes]) -> None:
+    try:
+        child.wait(5)
+    except subprocess.TimeoutExpired:
+        log.warning("process %s outlived its run: ended", child.pid)
+
+
+def _kill(child: subprocess.Popen[bytes]) -> None:
+    if child.stdin:
+        child.stdin.close()
+    if child.poll() is None:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+
+
+def _cause(code: int | None) -> str:
+    if code == -signal.SIGKILL:
+        return "its process was killed (signal 9): often out of memory"
+    if code is not None and code < 0:
+        return f"its process was ended by signal {-code}"
+    return f"its process ended with code {code} without ending the run"
+
+
+def _tail(path: Path, n: int = 2000) -> str:
+    data = path.read_bytes() if path.exists() else b""
+    return data[-n:].decode(errors="replace")
+
+
+def beat(queues: list[str]) -> None:
+    """Writes this worker's row."""
+    with transaction() as session:
+        row = session.exec(select(Worker).where(Worker.name == worker_name())).first()
+        row = row or Worker(name=worker_name(), queues=",".join(queues))
+        row.slots = ",".join(gpu_slots()) if "gpu" in queues else ""
+        row.device = f"{count_gpus()} GPU" if count_gpus() else f"CPU, {os.cpu_count()} cores"
+        row.beat_at = db_now(session)
+        session.add(row)
+
+
+def tick(queues: list[str]) -> None:
+    """Once a second: beat, sweep lost leases, advance experiments, and wake up for what is queued."""
+    from app.experiments.advance import advance_all
+
+    beat(queues)
+    with transaction() as session:
+        sweep(session)
+    advance_all()
+    with reading() as session:
+        waiting = session.execute(runnable(queues).limit(8).with_only_columns(col(Run.id), col(Run.queue))).all()
+    for run_id, queue in waiting:
+        send_wake_up(run_id, queue)
