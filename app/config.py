@@ -37,6 +37,9 @@ class Settings(BaseModel):
     slots: str = Field(
         "", description="Comma-separated GPU slots of this worker; empty means one per GPU, or one CPU slot."
     )
+    worker_queues: str = Field(
+        "gpu,io,cpu", description="Comma-separated queues that a worker process takes runs from: gpu, io, cpu."
+    )
     lease_s: float = Field(
         30, ge=1, le=3600, description="Seconds without a heartbeat after which a run is taken over."
     )
@@ -89,6 +92,12 @@ class Settings(BaseModel):
     def url(self) -> str:
         """The address to give to people."""
         return self.public_url.rstrip("/") or f"http://{self.host}:{self.port}"
+
+    @property
+    def broker(self) -> str:
+        """The broker's URL: the one given, else the one that `preflab up` runs on this data folder, else empty."""
+        note = self.data_path / "broker.url"
+        return self.broker_url or (note.read_text().strip() if note.exists() else "")
 
     def folder(self, *parts: str | int) -> Path:
         """A folder below the data folder, made if missing."""

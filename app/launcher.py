@@ -183,7 +183,8 @@ class Services:
             self._spawn("web", web_command(self.settings.host, self.settings.port), env)
             for queues in QUEUES:
                 self.say(f"worker: queues {queues}")
-                self._spawn(f"worker-{queues.replace(',', '-')}", worker_command(queues), env)
+                name = f"worker-{queues.replace(',', '-')}"
+                self._spawn(name, worker_command(queues), env | {"PREFLAB_WORKER_QUEUES": queues})
             self._await("the web app", self._web_answers)
             self._await("the workers", lambda: self._workers_beat(started_at))
         except BaseException:  # a failed or interrupted start must leave no process behind

@@ -1,7 +1,6 @@
 """The Celery app of the workers: one task, `worker.run`; a ticker thread repairs what the broker lost."""
 
 import logging
-import os
 import threading
 from typing import Any
 
@@ -15,7 +14,7 @@ from worker.supervise import Supervisor, tick
 
 log = logging.getLogger(__name__)
 app = celery()
-_queues = [name for name in os.environ.get("PREFLAB_WORKER_QUEUES", "gpu,io,cpu").split(",") if name]
+_queues = [name.strip() for name in settings().worker_queues.split(",") if name.strip()]
 supervisor = Supervisor(_queues)
 
 

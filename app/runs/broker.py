@@ -11,9 +11,9 @@ from app.errors import Unavailable
 @cache
 def celery() -> Celery:
     """The Celery app; JSON only, no result backend. Raises Unavailable without a broker."""
-    url = settings().broker_url
+    url = settings().broker
     if not url:
-        raise Unavailable("PREFLAB_BROKER_URL is not set: start with `preflab up`, which brings a broker along.")
+        raise Unavailable("No broker: start with `preflab up`, which brings one along, or set PREFLAB_BROKER_URL.")
     app = Celery("preflab", broker=url)
     app.conf.update(
         task_ignore_result=True,

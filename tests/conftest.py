@@ -1,0 +1,136 @@
+"""Fixtures for every test: a data folder of its own, empty migrated databases, real servers, a browser."""
+
+import os
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import psycopg
+import pytest
+from playwright.sync_api import Browser, sync_playwright
+
+from app import db
+from app.config import FOREIGN, settings
+from scripts.setup import find_chromium
+from tests.servers import run_postgres, run_redis, skip_or_fail
+
+ROOT = Path(__file__).resolve().parent.parent
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def forget_settings() -> None:
+    """The next reader of settings or engine sees the environment as it is now."""
+    if db.engine.cache_info().currsize:
+        db.engine().dispose()
+    db.engine.cache_clear()
+    settings.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty PREFLAB_DATA; no setting of the person who runs the tests reaches them."""
+    for name in [name for name in os.environ if name.startswith("PREFLAB_") and name not in FOREIGN]:
+        monkeypatch.delenv(name)
+    folder = tmp_path / "data"
+    folder.mkdir()
+    monkeypatch.setenv("PREFLAB_DATA", str(folder))
+    forget_settings()
+    yield folder
+    forget_settings()
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """The URL of a real Postgres, without a database's name."""
+    with run_postgres() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    """The URL of a real redis-server."""
+    with run_redis() as url:
+        yield url
+
+
+def migrate(url: str, data: Path) -> None:
+    """Brings one database to the newest schema."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFLAB_DATABASE_URL", url)
+        patch.setenv("PREFLAB_DATA", str(data))
+        forget_settings()
+        db.upgrade()
+        forget_settings()
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated SQLite file, to be copied."""
+    path = tmp_path_factory.mktemp("template") / "preflab.db"
+    migrate(f"sqlite:///{path}", path.parent)
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.close()
+    return path
+
+
+@pytest.fixture(scope="session")
+def postgres_template(postgres_server: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The name of a migrated Postgres database, to be copied."""
+    with psycopg.connect(postgres_server + "postgres", autocommit=True) as connection:
+        connection.execute("CREATE DATABASE migrated")
+    migrate(postgres_server + "migrated", tmp_path_factory.mktemp("postgres"))
+    return "migrated"
+
+
+@pytest.fixture
+def sqlite_database(sqlite_template: Path, data_dir: Path) -> str:
+    """An empty migrated SQLite database, which the app uses by default; gives its URL."""
+    shutil.copy(sqlite_template, data_dir / "preflab.db")
+    forget_settings()
+    return settings().database
+
+
+@pytest.fixture
+def postgres_database(
+    postgres_server: str, postgres_template: str, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """An empty migrated Postgres database that the app uses; gives its URL."""
+    name = f"t{uuid4().hex}"
+    with psycopg.connect(postgres_server + "postgres", autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {postgres_template}")  # type: ignore[arg-type]
+        monkeypatch.setenv("PREFLAB_DATABASE_URL", postgres_server + name)
+        forget_settings()
+        yield settings().database
+        forget_settings()
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")  # type: ignore[arg-type]
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database(request: pytest.FixtureRequest) -> str:
+    """An empty migrated database, once on SQLite and once on Postgres; gives its URL."""
+    return str(request.getfixturevalue(f"{request.param}_database"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data sets; the test is skipped visibly where it is absent."""
+    folder = Path(os.environ.get("PREFLAB_SHARED_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        skip_or_fail("shared_data", f"no real data at {folder} (PREFLAB_SHARED_DATA says where it is)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """A real headless Chromium. Make a context of your own from it."""
+    path = find_chromium()
+    if path is None:
+        skip_or_fail("chromium", "no Chromium or Chrome on PATH")
+    with sync_playwright() as playwright:
+        # Chromium's sandbox does not work for root, which CI is.
+        chromium = playwright.chromium.launch(executable_path=path, chromium_sandbox=os.geteuid() != 0)
+        yield chromium
+        chromium.close()
