@@ -100,12 +100,12 @@ def postgres_database(
     """An empty migrated Postgres database that the app uses; gives its URL."""
     name = f"t{uuid4().hex}"
     with psycopg.connect(postgres_server + "postgres", autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name} TEMPLATE {postgres_template}")  # type: ignore[arg-type]
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {postgres_template}")
         monkeypatch.setenv("PREFLAB_DATABASE_URL", postgres_server + name)
         forget_settings()
         yield settings().database
         forget_settings()
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")  # type: ignore[arg-type]
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

@@ -59,12 +59,12 @@ def run_postgres() -> Iterator[str]:
     try:
         if user:
             shutil.chown(folder, user=user[1].removeprefix("--reuid="))
-        initdb = [binaries / "initdb", "-D", folder / "data", "-U", "preflab", "-A", "trust", "--no-sync"]
+        initdb = [str(binaries / "initdb"), "-D", str(folder / "data"), "-U", "preflab", "-A", "trust", "--no-sync"]
         subprocess.run([*user, *initdb, "-E", "UTF8", "--locale=C"], check=True, capture_output=True, cwd="/")
         options = {"listen_addresses": "127.0.0.1", "port": port, "unix_socket_directories": "", "fsync": "off"}
         flags = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
         with (folder.parent / f"{folder.name}.log").open("wb") as log:
-            command = [*user, binaries / "postgres", "-D", folder / "data", *flags]
+            command = [*user, str(binaries / "postgres"), "-D", str(folder / "data"), *flags]
             server = subprocess.Popen(command, stdout=log, stderr=log, cwd="/")
         try:
             await_postgres(server, port, Path(log.name))
