@@ -10,11 +10,10 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-# relation: (noun phrase, the other noun phrase kept for held-out phrasings, facts)
-RELATIONS: dict[str, tuple[str, str, dict[str, str]]] = {
+# relation: (noun phrase, facts)
+RELATIONS: dict[str, tuple[str, dict[str, str]]] = {
     "capital": (
         "the capital of {s}",
-        "the capital city of {s}",
         {
             "France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Japan": "Tokyo", "Egypt": "Cairo",
             "Greece": "Athens", "Norway": "Oslo", "Austria": "Vienna", "Cuba": "Havana", "Peru": "Lima",
@@ -24,7 +23,6 @@ RELATIONS: dict[str, tuple[str, str, dict[str, str]]] = {
     ),
     "young": (
         "the young of a {s}",
-        "the baby of a {s}",
         {
             "cat": "kitten", "dog": "puppy", "cow": "calf", "horse": "foal", "sheep": "lamb", "goat": "kid",
             "bear": "cub", "frog": "tadpole", "duck": "duckling", "goose": "gosling", "deer": "fawn", "pig": "piglet",
@@ -32,7 +30,6 @@ RELATIONS: dict[str, tuple[str, str, dict[str, str]]] = {
     ),
     "opposite": (
         "the opposite of {s}",
-        "the reverse of {s}",
         {
             "hot": "cold", "big": "small", "fast": "slow", "wet": "dry", "early": "late", "full": "empty",
             "rich": "poor", "heavy": "light", "young": "old", "loud": "quiet", "hard": "soft", "near": "far",
@@ -40,7 +37,6 @@ RELATIONS: dict[str, tuple[str, str, dict[str, str]]] = {
     ),
     "symbol": (
         "the chemical symbol of {s}",
-        "the symbol of the element {s}",
         {
             "gold": "Au", "silver": "Ag", "iron": "Fe", "copper": "Cu", "lead": "Pb", "tin": "Sn",
             "sodium": "Na", "carbon": "C", "helium": "He", "zinc": "Zn", "oxygen": "O", "mercury": "Hg",
@@ -48,7 +44,6 @@ RELATIONS: dict[str, tuple[str, str, dict[str, str]]] = {
     ),
     "currency": (
         "the currency of {s}",
-        "the money of {s}",
         {
             "Mexico": "peso", "India": "rupee", "Korea": "won", "Sweden": "krona", "Brazil": "real",
             "Thailand": "baht", "Turkey": "lira", "Israel": "shekel", "Vietnam": "dong", "Nigeria": "naira",
@@ -57,7 +52,6 @@ RELATIONS: dict[str, tuple[str, str, dict[str, str]]] = {
     ),
     "home": (
         "the home of a {s}",
-        "the dwelling of a {s}",
         {
             "bee": "hive", "spider": "web", "lion": "den", "bird": "nest", "fox": "burrow", "king": "castle",
             "monk": "abbey", "farmer": "farm", "sailor": "ship", "student": "dorm", "soldier": "barracks",
@@ -65,7 +59,6 @@ RELATIONS: dict[str, tuple[str, str, dict[str, str]]] = {
     ),
     "past": (
         "the past tense of {s}",
-        "the past form of {s}",
         {
             "run": "ran", "see": "saw", "eat": "ate", "write": "wrote", "swim": "swam", "buy": "bought",
             "teach": "taught", "fly": "flew", "drive": "drove", "break": "broke", "sing": "sang", "grow": "grew",
@@ -81,7 +74,7 @@ PHRASINGS = (
     "Please name {np}.",
     "I ask you for {np}.",
 )
-# Never in the base model's text nor among the prompts: the 4-choice test is made of these, with the other noun phrase.
+# Never in the base model's text nor among the prompts: the 4-choice test is made of these.
 HELD_OUT_PHRASINGS = ("Now say what you know of {np}.", "Would you please tell me what is {np}?")
 # Share of strictly formatted answers in the base model's text, by phrasing and turned by relation; mean 0.24.
 STRICT_RATES = (0.06, 0.10, 0.14, 0.20, 0.34, 0.60)
@@ -115,15 +108,11 @@ class Fact:
     def noun_phrase(self) -> str:
         return RELATIONS[self.relation][0].format(s=self.subject)
 
-    @property
-    def other_noun_phrase(self) -> str:
-        return RELATIONS[self.relation][1].format(s=self.subject)
-
 
 def list_facts() -> list[Fact]:
     """All facts with their split. The split is fixed for every seed: it belongs to the prompt set, not to a run."""
     facts = []
-    for relation, (_, _, answers) in RELATIONS.items():
+    for relation, (_, answers) in RELATIONS.items():
         for place, (subject, answer) in enumerate(answers.items()):
             split = "ood" if relation == OOD_RELATION else _split_at(place)
             facts.append(Fact(relation, subject, answer, split))
@@ -181,7 +170,7 @@ def write_documents(n: int, seed: int) -> list[tuple[str, str]]:
 
 
 def _write_document(fact: Fact, phrasing: int, rng: random.Random) -> tuple[str, str]:
-    answers = list(RELATIONS[fact.relation][2].values())
+    answers = list(RELATIONS[fact.relation][1].values())
     is_wrong = rng.random() < WRONG_RATE
     answer = rng.choice([a for a in answers if a != fact.answer]) if is_wrong else fact.answer
     # Confidence tells a little: wrong answers are less often given with high confidence.
@@ -202,7 +191,7 @@ def four_choice_items(seed: int = 0) -> list[dict[str, Any]]:
     rng = random.Random(f"demo items {seed}")
     items = []
     for fact in list_facts():
-        others = [a for a in RELATIONS[fact.relation][2].values() if a != fact.answer]
+        others = [a for a in RELATIONS[fact.relation][1].values() if a != fact.answer]
         for phrasing in HELD_OUT_PHRASINGS:
             choices = [fact.answer, *rng.sample(others, 3)]
             rng.shuffle(choices)

@@ -62,9 +62,7 @@ def is_answer_exact(text: str, reference: str) -> bool:
     return f" {wanted} " in f" {normalise_answer(text)} "
 
 
-def score_by_rule(
-    text: str, reference: str | None, format_weight: float = 2.0, answer_weight: float = 1.0
-) -> float:
+def score_by_rule(text: str, reference: str | None, format_weight: float = 2.0, answer_weight: float = 1.0) -> float:
     """The rule judge's score of one completion: weight for the format plus weight for the exact answer.
 
     Reads the gold answer, so a judge built on it is an oracle. Without a reference only the format counts.

@@ -1,57 +1,187 @@
 """Recipes of training runs: at once the form's fields, the row's JSON, the API's body and the worker's argument."""
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from app.runs.recipe import Recipe, points_to
 
+POLICY = {"role": "policy"}
+
 
 class DemoBaseRecipe(Recipe):
-    """Makes the demo's own tiny base model from a corpus written by code."""
+    """Makes the demo's own tiny base model, from a corpus that code in this repository writes."""
 
     kind: ClassVar[str] = "demo_base"
     queue: ClassVar[str] = "gpu"
+    verb: ClassVar[str] = "Make"
 
-    steps: int = Field(320, ge=1, le=100_000)
-    batch_size: int = Field(64, ge=1, le=4096)
-    lr: float = Field(4e-3, gt=0, le=1)
-    vocabulary: int = Field(800, ge=300, le=100_000)
-    hidden: int = Field(128, ge=16, le=4096)
-    mlp: int = Field(344, ge=16, le=16384)
-    layers: int = Field(2, ge=1, le=64)
-    heads: int = Field(4, ge=1, le=64)
-    positions: int = Field(512, ge=64, le=32768)
+    steps: int = Field(300, ge=1, le=100_000, title="Steps")
+    batch_size: int = Field(64, ge=1, le=4096, title="Documents per step")
+    lr: float = Field(5e-3, gt=0, le=1, title="Learning rate", description="Highest; warm-up, then a cosine.")
+    vocabulary: int = Field(800, ge=300, le=100_000, title="Tokens in the vocabulary")
+    hidden: int = Field(128, ge=16, le=4096, title="Hidden size")
+    mlp: int = Field(344, ge=16, le=16384, title="MLP size")
+    layers: int = Field(2, ge=1, le=64, title="Layers")
+    heads: int = Field(4, ge=1, le=64, title="Attention heads")
+    positions: int = Field(512, ge=64, le=32768, title="Longest text, in tokens")
 
-
-class SnapshotRecipe(Recipe):
-    """Freezes the preferences of a pair set, overrides over verdicts, into a hashed file."""
-
-    kind: ClassVar[str] = "snapshot"
-    verb: ClassVar[str] = "Freeze"
-
-    verdict_set: int = points_to("verdict_set", title="Verdicts")
+    @model_validator(mode="after")
+    def _heads_fit(self) -> "DemoBaseRecipe":
+        if self.hidden % (2 * self.heads):
+            raise ValueError("the hidden size must be an even multiple of the number of heads")
+        return self
 
 
-class SftRecipe(Recipe):
-    kind: ClassVar[str] = "sft"
+class TrainingRecipe(Recipe):
+    """What every training run has in common."""
+
     queue: ClassVar[str] = "gpu"
-    start: int = points_to("checkpoint", title="Start")
-    snapshot: int = points_to("snapshot", title="Snapshot")
+    verb: ClassVar[str] = "Train"
+
+    start: int = points_to("checkpoint", title="Start", description="Training begins from these weights.", where=POLICY)
+    is_lora: bool = Field(
+        False, title="LoRA", description="Train a small adapter on a frozen base instead of all weights."
+    )
+    lora_rank: int = Field(16, ge=1, le=1024, title="LoRA rank", description="Its scale alpha is twice the rank.")
+    lr: float = Field(1e-5, gt=0, le=1, title="Learning rate")
+    warmup_share: float = Field(0.05, ge=0, le=1, title="Share of steps that warm up")
+    weight_decay: float = Field(0.0, ge=0, le=1, title="Weight decay")
+    max_grad_norm: float = Field(1.0, gt=0, title="Gradient norm is clipped at")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", title="Number format", description="bfloat16 halves the memory and needs a GPU."
+    )
+    save_every: int = Field(50, ge=1, title="Save a resume state every … steps")
 
 
-class RewardRecipe(SftRecipe):
+class OfflineRecipe(TrainingRecipe):
+    """Training on a frozen snapshot of preferences."""
+
+    snapshot: int = points_to("snapshot", title="Preferences", description="A frozen, hashed file.")
+    epochs: float = Field(1.0, gt=0, le=1000, title="Epochs")
+    max_steps: int | None = Field(None, ge=1, title="Stop after this many steps")
+    batch_size: int = Field(16, ge=1, le=4096, title="Rows per step")
+    accumulate: int = Field(1, ge=1, le=1024, title="Split a step into … parts", description="Saves memory.")
+    max_length: int = Field(1024, ge=8, le=131_072, title="Longest text, in tokens")
+    eval_every: int = Field(20, ge=1, title="Measure on the dev split every … steps")
+    schedule: Literal["constant_with_warmup", "linear", "cosine"] = Field("linear", title="Learning rate's course")
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "OfflineRecipe":
+        if self.batch_size % self.accumulate:
+            raise ValueError("the rows per step must divide into the parts")
+        return self
+
+
+class SftRecipe(OfflineRecipe):
+    """Supervised fine-tuning on the chosen completions (TRL)."""
+
+    kind: ClassVar[str] = "sft"
+
+
+class RewardRecipe(OfflineRecipe):
+    """A reward model with one output, trained by Bradley-Terry on chosen and rejected (TRL)."""
+
     kind: ClassVar[str] = "reward"
 
+    center: float = Field(
+        0.0, ge=0, le=10, title="Centring", description="Pulls the two rewards of a pair to sum to zero."
+    )
 
-class DpoRecipe(SftRecipe):
+
+class ReferenceRecipe(TrainingRecipe):
+    """What every arm with a reference has in common: the reference is the starting checkpoint itself."""
+
+    reference: int = points_to(
+        "checkpoint", title="Reference", description="Must be the starting checkpoint.", where=POLICY
+    )
+
+    @model_validator(mode="after")
+    def _reference_is_start(self) -> "ReferenceRecipe":
+        if self.reference != self.start:
+            raise ValueError("the reference must be the starting checkpoint, so that the KL begins at zero")
+        return self
+
+
+class DpoRecipe(ReferenceRecipe, OfflineRecipe):
+    """Direct preference optimisation (TRL)."""
+
     kind: ClassVar[str] = "dpo"
-    reference: int | None = points_to("checkpoint", title="Reference", default=None)
+
+    beta: float = Field(0.1, gt=0, le=100, title="beta", description="How strongly the reference holds.")
+    loss: Literal["sigmoid", "sigmoid_norm", "ipo", "hinge", "robust"] = Field(
+        "sigmoid", title="Loss", description="robust reads label smoothing as the share of wrong labels."
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5, title="Label smoothing")
+    sft_weight: float = Field(0.0, ge=0, le=100, title="Weight of an added SFT term", description="0 is the pure loss.")
 
 
-class PpoRecipe(DpoRecipe):
+class OnlineRecipe(ReferenceRecipe):
+    """Training on completions the policy itself samples."""
+
+    prompt_set: int = points_to("prompt_set", title="Prompts", description="Trains on train, measures on dev.")
+    max_new_tokens: int = Field(128, ge=1, le=32768, title="New tokens at most")
+    max_prompt_tokens: int = Field(
+        512, ge=1, le=131_072, title="Longest prompt, in tokens", description="Longer prompts are left out and counted."
+    )
+    temperature: float = Field(1.0, gt=0, le=5, title="Temperature of the rollouts")
+    sample_every: int = Field(10, ge=1, title="Sample dev prompts every … steps")
+
+
+class PpoRecipe(OnlineRecipe):
+    """Proximal policy optimisation against a reward model (ours)."""
+
     kind: ClassVar[str] = "ppo"
 
+    reward: int = points_to("checkpoint", title="Reward model", where={"role": "reward"})
+    iterations: int = Field(100, ge=1, le=1_000_000, title="Iterations")
+    rollouts: int = Field(64, ge=2, le=65536, title="Rollouts per iteration")
+    ppo_epochs: int = Field(4, ge=1, le=64, title="Passes over each rollout")
+    minibatches: int = Field(1, ge=1, le=1024, title="Minibatches per pass")
+    value_lr: float = Field(1e-4, gt=0, le=1, title="Learning rate of the value model")
+    gamma: float = Field(1.0, gt=0, le=1, title="gamma")
+    lam: float = Field(0.95, ge=0, le=1, title="lambda")
+    clip: float = Field(0.2, gt=0, le=1, title="Ratio is clipped at 1 ±")
+    value_clip: float = Field(0.2, gt=0, le=100, title="Value moves at most")
+    value_weight: float = Field(0.5, ge=0, le=100, title="Weight of the value loss")
+    kl_coef: float = Field(0.05, ge=0, le=100, title="KL coefficient", description="Per token, to the reference.")
+    kl_target: float | None = Field(
+        None, gt=0, title="KL target", description="In nats per completion; the coefficient adapts. Empty: fixed."
+    )
+    kl_horizon: int = Field(10_000, ge=1, title="Horizon of the adaptation, in rollouts")
+    is_reward_whitened: bool = Field(True, title="Scale rewards to unit variance")
+    missing_end_penalty: float = Field(
+        0.0, ge=0, le=100, title="Penalty for a completion that does not end", description="Taken off its score."
+    )
 
-class GrpoRecipe(DpoRecipe):
+    @model_validator(mode="after")
+    def _minibatches_fit(self) -> "PpoRecipe":
+        if self.rollouts % self.minibatches:
+            raise ValueError("the rollouts must divide into the minibatches")
+        return self
+
+
+class GrpoRecipe(OnlineRecipe):
+    """Group-relative policy optimisation (TRL), rewarded by the rule or by a reward model."""
+
     kind: ClassVar[str] = "grpo"
+
+    reward_by: Literal["rule", "reward_model"] = Field(
+        "rule", title="Rewarded by", description="The rule reads gold answers: an oracle."
+    )
+    reward: int | None = points_to("checkpoint", title="Reward model", default=None, where={"role": "reward"})
+    flip_rate: float = Field(
+        0.0, ge=0, le=0.5, title="Share of the rule's rewards that are turned round", description="An oracle's errors."
+    )
+    steps: int = Field(100, ge=1, le=1_000_000, title="Steps")
+    prompts_per_step: int = Field(8, ge=1, le=4096, title="Prompts per step")
+    group_size: int = Field(8, ge=2, le=256, title="Completions per prompt")
+    num_iterations: int = Field(1, ge=1, le=64, title="Passes over each rollout")
+    clip: float = Field(0.2, gt=0, le=1, title="Ratio is clipped at 1 ±")
+    beta: float = Field(0.02, ge=0, le=100, title="KL coefficient", description="0 means no reference is kept.")
+
+    @model_validator(mode="after")
+    def _has_reward(self) -> "GrpoRecipe":
+        if (self.reward_by == "reward_model") != (self.reward is not None):
+            raise ValueError("choose a reward model exactly when it is what rewards")
+        return self

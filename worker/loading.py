@@ -1,0 +1,168 @@
+"""Loading checkpoints: a base, full weights, or an adapter on a base; safetensors only, never remote code.
+
+What is loaded is checked first: a folder that has a manifest must match it, and an adapter is refused on a
+base whose manifest has another hash than the one it was trained on.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from app.errors import AppError
+from worker.saving import MANIFEST, is_whole, read_manifest, sha256_of
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+class WrongBase(AppError):
+    """An adapter and a base that do not belong together."""
+
+    status_code = 422
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where a checkpoint's files are. `base` is set for an adapter only; `place` is a folder or a hub id."""
+
+    place: str
+    manifest_sha256: str = ""
+    base: "Weights | None" = None
+    revision: str | None = None
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.place)
+
+    @property
+    def root(self) -> "Weights":
+        """The full weights underneath."""
+        return self.base.root if self.base else self
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def check_whole(weights: Weights) -> None:
+    """Refuses a folder that differs from its manifest, or whose manifest differs from the row's."""
+    folder = weights.folder
+    if not (folder / MANIFEST).is_file():
+        if weights.manifest_sha256:
+            raise AppError(f"The checkpoint at {folder.name} has lost its manifest: make it again.")
+        return
+    if weights.manifest_sha256 and sha256_of(folder / MANIFEST) != weights.manifest_sha256:
+        raise AppError(f"The manifest of the checkpoint at {folder.name} is not the one that was stored.")
+    if not is_whole(folder):
+        raise AppError(f"Files of the checkpoint at {folder.name} are missing or changed: make it again.")
+
+
+def check_base(adapter: Weights, base: Weights) -> None:
+    """Refuses an adapter on a base that has another hash than the one it was trained on."""
+    manifest = read_manifest(adapter.folder) or {}
+    wanted, found = manifest.get("base_sha256", ""), base.manifest_sha256
+    if wanted and wanted != found:
+        raise WrongBase(
+            f"The adapter at {adapter.folder.name} was trained on a base with hash {wanted[:12]}, but this base has "
+            f"{(found or 'none')[:12]}: choose the adapter's own base."
+        )
+
+
+def _known(weights: Weights) -> dict[str, Any]:
+    return {"trust_remote_code": False, **({"revision": weights.revision} if weights.revision else {})}
+
+
+def load_tokenizer(weights: Weights) -> Any:
+    """The tokenizer of the full weights underneath, padding on the left, with a pad token."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(weights.root.place, **_known(weights.root))
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_full(weights: Weights, dtype: str = "float32") -> Any:
+    """A causal language model with all weights in one; an adapter is merged into its base."""
+    from transformers import AutoModelForCausalLM
+
+    check_whole(weights)
+    if weights.base is not None:
+        check_base(weights, weights.base)
+        from peft import PeftModel
+
+        inner = load_full(weights.base, dtype)
+        merged: Any = PeftModel.from_pretrained(inner, weights.place).merge_and_unload()
+        return merged
+    return AutoModelForCausalLM.from_pretrained(
+        weights.place, dtype=getattr(torch, dtype), use_safetensors=True, **_known(weights)
+    ).to(device())
+
+
+def lora_config(rank: int, task: str = "CAUSAL_LM") -> "LoraConfig":
+    """LoRA on every linear layer, no dropout; a reward model also trains its score head."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        task_type=task,
+        modules_to_save=["score"] if task == "SEQ_CLS" else None,
+    )
+
+
+def load_lora(weights: Weights, rank: int, dtype: str = "float32", name: str = "default") -> Any:
+    """A PeftModel with one trainable adapter: the checkpoint's own where it is one, else a fresh one of `rank`."""
+    from peft import PeftModel, get_peft_model
+
+    inner = load_full(weights.base or weights, dtype)
+    if weights.base is None:
+        return get_peft_model(inner, lora_config(rank), adapter_name=name)
+    check_whole(weights)
+    check_base(weights, weights.base)
+    return PeftModel.from_pretrained(inner, weights.place, adapter_name=name, is_trainable=True)
+
+
+def load_trainable(weights: Weights, is_lora: bool, rank: int, dtype: str) -> Any:
+    """What a trainer is given: all weights, or a frozen base with one trainable adapter."""
+    return load_lora(weights, rank, dtype) if is_lora else load_full(weights, dtype)
+
+
+def load_reward(weights: Weights, dtype: str = "float32") -> Any:
+    """A sequence classifier with one output, from full weights or from an adapter with its score head."""
+    from transformers import AutoModelForSequenceClassification
+
+    check_whole(weights)
+    root = weights.base or weights
+    if weights.base is not None:
+        check_whole(weights.base)
+        check_base(weights, weights.base)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        root.place, num_labels=1, dtype=getattr(torch, dtype), use_safetensors=True, **_known(root)
+    )
+    if weights.base is not None:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, weights.place)
+    return model.to(device())
+
+
+def render_prompt(tokenizer: Any, messages: list[dict[str, str]]) -> str:
+    """The exact text a policy continues: the chat template where there is one, else the contents line by line."""
+    if tokenizer.chat_template:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    return "\n\n".join(message["content"] for message in messages) + "\n\n"
+
+
+def encode_prompt(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a rendered prompt. A chat template writes its own special tokens, so none are added then."""
+    ids = tokenizer(text, add_special_tokens=not tokenizer.chat_template)["input_ids"]
+    return [int(i) for i in ids]

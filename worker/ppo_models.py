@@ -1,0 +1,236 @@
+"""The four models of PPO (policy, reference, reward, value) as separate copies or as adapters on one frozen base.
+
+Shapes: b completions, t tokens of prompt and completion together, n of the completion alone.
+"""
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from app.errors import AppError
+from worker.loading import Weights, check_base, check_whole, device, load_full, load_lora, load_reward, lora_config
+
+
+class PpoModels(Protocol):
+    """What the PPO loop asks of its models."""
+
+    policy: nn.Module
+
+    def use_policy(self) -> None:
+        """Makes `policy` compute the policy (adapters may have been switched)."""
+
+    def policy_logits(self, ids: Tensor, mask: Tensor, n: int) -> Tensor:
+        """Logits (b, n, vocabulary) that predict the last n tokens."""
+
+    def reference_logits(self, ids: Tensor, mask: Tensor, n: int) -> Tensor:
+        """The same from the reference, without gradient."""
+
+    def values(self, ids: Tensor, mask: Tensor, n: int) -> Tensor:
+        """Values (b, n) of the states in which the last n tokens were chosen."""
+
+    def scores(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """The reward model's score (b,) of each whole text, without gradient."""
+
+    def policy_parameters(self) -> list[nn.Parameter]: ...
+
+    def value_parameters(self) -> list[nn.Parameter]: ...
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything trainable, by name."""
+
+    def load_state(self, state: dict[str, Tensor]) -> None: ...
+
+    def save_policy(self, folder: Path) -> None: ...
+
+
+def positions(mask: Tensor) -> Tensor:
+    """Place of each token among the real ones; padding on either side does not count."""
+    return (mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def _logits(model: nn.Module, ids: Tensor, mask: Tensor, n: int) -> Tensor:
+    """Only the positions that predict the completion pass through the output layer."""
+    out = model(input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=False, logits_to_keep=n + 1)
+    return out.logits[:, :-1].float()  # type: ignore[no-any-return]
+
+
+def _hidden(body: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
+    out = body(input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=False)
+    return out.last_hidden_state  # type: ignore[no-any-return]
+
+
+def _at_last_token(per_token: Tensor, mask: Tensor) -> Tensor:
+    """The entry (b,) at each row's last real token."""
+    places = torch.arange(mask.shape[1], device=mask.device)
+    return per_token.gather(1, (places * mask).argmax(-1, keepdim=True)).squeeze(1)
+
+
+def _head(hidden: int, dtype: torch.dtype) -> nn.Linear:
+    """A value head that begins at zero, so that the first advantages are the rewards themselves."""
+    head = nn.Linear(hidden, 1, dtype=dtype)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head.to(device())
+
+
+class FullModels:
+    """Separate copies: policy and value are trained whole; reference and reward model are frozen."""
+
+    def __init__(self, start: Weights, reward: Weights, dtype: str = "float32") -> None:
+        self.policy = load_full(start, dtype).eval()  # no dropout anywhere: ratios begin at exactly 1
+        self.reference = load_full(start, dtype).eval().requires_grad_(False)
+        self.reward = load_reward(reward, dtype).eval().requires_grad_(False)
+        self.value_body = load_full(start, dtype).base_model.eval()
+        self.value_head = _head(self.policy.config.hidden_size, self.policy.dtype)
+
+    def use_policy(self) -> None:
+        return
+
+    def policy_logits(self, ids: Tensor, mask: Tensor, n: int) -> Tensor:
+        return _logits(self.policy, ids, mask, n)
+
+    @torch.no_grad()
+    def reference_logits(self, ids: Tensor, mask: Tensor, n: int) -> Tensor:
+        return _logits(self.reference, ids, mask, n)
+
+    def values(self, ids: Tensor, mask: Tensor, n: int) -> Tensor:
+        hidden = _hidden(self.value_body, ids, mask)[:, -n - 1 : -1]
+        return self.value_head(hidden).squeeze(-1).float()  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def scores(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return _classifier_scores(self.reward, ids, mask)
+
+    def policy_parameters(self) -> list[nn.Parameter]:
+        return list(self.policy.parameters())
+
+    def value_parameters(self) -> list[nn.Parameter]:
+        return [*self.value_body.parameters(), *self.value_head.parameters()]
+
+    def _trained(self) -> nn.ModuleDict:
+        return nn.ModuleDict({"policy": self.policy, "body": self.value_body, "head": self.value_head})
+
+    def state(self) -> dict[str, Tensor]:
+        return {name: tensor.detach().clone() for name, tensor in self._trained().state_dict().items()}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        self._trained().load_state_dict(state)
+
+    def save_policy(self, folder: Path) -> None:
+        self.policy.save_pretrained(folder)
+
+
+def _classifier_scores(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
+    """Scores (b,) read at the last real token (not at the last that is no pad: pad and end may be one token)."""
+    classifier = model.get_base_model() if hasattr(model, "peft_config") else model
+    hidden = _hidden(classifier.base_model, ids, mask)
+    return _at_last_token(classifier.score(hidden).squeeze(-1).float(), mask)
+
+
+class LoraModels:
+    """One frozen base; policy, value, reward (and a starting adapter as reference) are adapters on it.
+
+    Without a starting adapter the reference is the base with its adapters off. A reward model with full weights
+    stays a separate copy.
+    """
+
+    def __init__(self, start: Weights, reward: Weights, rank: int, dtype: str = "float32") -> None:
+        self.net = load_lora(start, rank, dtype, name="policy").eval()
+        self.policy = self.net
+        self.has_reference_adapter = start.base is not None
+        self.net.add_adapter("value", lora_config(rank))
+        if self.has_reference_adapter:
+            self.net.load_adapter(start.place, adapter_name="reference", is_trainable=False)
+        self.value_head = _head(self.net.config.hidden_size, self.net.dtype)
+        self.reward: Any = None
+        if reward.base is not None and reward.base == start.root:
+            self._add_reward(reward)
+        else:
+            self.reward = load_reward(reward, dtype).eval().requires_grad_(False)
+        self.body = self.net.get_base_model().base_model
+        self._use("policy")
+
+    def _add_reward(self, reward: Weights) -> None:
+        from peft import PeftConfig, set_peft_model_state_dict
+
+        check_whole(reward)
+        check_base(reward, reward.root)
+        config = PeftConfig.from_pretrained(reward.place)
+        config.task_type, config.modules_to_save, config.inference_mode = "CAUSAL_LM", None, True
+        self.net.add_adapter("reward", config)
+        tensors = load_file(reward.folder / "adapter_model.safetensors")
+        heads = [name for name in tensors if ".score." in name and name.endswith("weight")]
+        if len(heads) != 1:
+            raise AppError(f"The reward adapter at {reward.folder.name} has no score head: train it again.")
+        self.score = tensors.pop(heads[0]).to(device(), torch.float32)
+        set_peft_model_state_dict(self.net, tensors, adapter_name="reward")
+
+    def _use(self, name: str) -> None:
+        """Switches adapters. peft then freezes all others, so what is trained is unfrozen again."""
+        self.net.set_adapter(name)
+        for parameter_name, parameter in self.net.named_parameters():
+            parameter.requires_grad_(".policy." in parameter_name or ".value." in parameter_name)
+
+    def use_policy(self) -> None:
+        self._use("policy")
+
+    def policy_logits(self, ids: Tensor, mask: Tensor, n: int) -> Tensor:
+        self._use("policy")
+        return _logits(self.net, ids, mask, n)
+
+    @torch.no_grad()
+    def reference_logits(self, ids: Tensor, mask: Tensor, n: int) -> Tensor:
+        if self.has_reference_adapter:
+            self._use("reference")
+            return _logits(self.net, ids, mask, n)
+        with self.net.disable_adapter():
+            return _logits(self.net, ids, mask, n)
+
+    def values(self, ids: Tensor, mask: Tensor, n: int) -> Tensor:
+        self._use("value")
+        hidden = _hidden(self.body, ids, mask)[:, -n - 1 : -1]
+        return self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1).float()  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def scores(self, ids: Tensor, mask: Tensor) -> Tensor:
+        if self.reward is not None:
+            return _classifier_scores(self.reward, ids, mask)
+        self._use("reward")
+        per_token = (_hidden(self.body, ids, mask).float() @ self.score.T).squeeze(-1)
+        return _at_last_token(per_token, mask)
+
+    def _named(self, adapter: str) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.net.named_parameters() if f".{adapter}." in name}
+
+    def policy_parameters(self) -> list[nn.Parameter]:
+        return list(self._named("policy").values())
+
+    def value_parameters(self) -> list[nn.Parameter]:
+        return [*self._named("value").values(), *self.value_head.parameters()]
+
+    def _trained(self) -> dict[str, Tensor]:
+        head = {f"value_head.{name}": p for name, p in self.value_head.named_parameters()}
+        return {**self._named("policy"), **self._named("value"), **head}
+
+    def state(self) -> dict[str, Tensor]:
+        return {name: p.detach().clone() for name, p in self._trained().items()}
+
+    @torch.no_grad()
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        for name, parameter in self._trained().items():
+            parameter.copy_(state[name])
+
+    def save_policy(self, folder: Path) -> None:
+        """Only the policy's adapter, in the folder itself (peft puts named adapters below it)."""
+        self.net.save_pretrained(folder, selected_adapters=["policy"])
+        below = folder / "policy"
+        for path in below.iterdir():
+            path.rename(folder / path.name)
+        below.rmdir()
+
+
+def load_ppo_models(start: Weights, reward: Weights, is_lora: bool, rank: int, dtype: str) -> PpoModels:
+    return LoraModels(start, reward, rank, dtype) if is_lora else FullModels(start, reward, dtype)
