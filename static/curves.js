@@ -99,12 +99,12 @@
       for (const s of this.data.series) {
         const stroke = colourOf(s.arm);
         const line = { label: s.label, stroke, width: 1.75, spanGaps: true, points: { show: s.value.length < 12, size: 5, fill: stroke }, value: number };
-        if (this.state.weight) series.push({ ...line, label: `${s.label} (raw)`, width: 1, alpha: 0.28, points: { show: false } }, line);
+        if (this.state.weight) series.push({ ...line, label: `${s.label} (raw)`, class: "raw", width: 1, alpha: 0.35, points: { show: false } }, line);
         else series.push(line);
       }
       const options = {
         width: this.canvas.clientWidth, height: HEIGHT, series,
-        axes: [axis, { ...axis, size: 58 }],
+        axes: [{ ...axis, size: 32 }, { ...axis, size: 58 }],
         scales: { x: { time: false }, y: { distr: this.state.isLog ? 3 : 1 } },
         cursor: this.figure.dataset.sync ? { sync: { key: this.figure.dataset.sync } } : {},
       };
