@@ -324,6 +324,17 @@ def broker_answers(path: Path) -> bool:
             return False
 
 
+def check_worker() -> None:
+    """Raises AppError unless a worker on this host has reported itself lately: a container's health check."""
+    with db.reading() as session:
+        since = db.db_now(session) - settings().lease_s
+        beating = select(Worker.id).where(col(Worker.name).startswith(f"{socket.gethostname()}:", autoescape=True))
+        if session.exec(beating.where(col(Worker.beat_at) >= since)).first() is None:
+            raise Unavailable(
+                f"No worker on {socket.gethostname()} has reported itself for {settings().lease_s:.0f} s."
+            )
+
+
 def run_up(say: Callable[[str], None]) -> int:
     """`preflab up`: serve until Ctrl-C; the exit code says whether everything ended as asked."""
     try:

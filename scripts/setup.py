@@ -107,13 +107,14 @@ def has_nvidia_gpu() -> bool:
     return bool(shutil.which("nvidia-smi")) and bool(ask("nvidia-smi", "-L"))
 
 
-def install_torch() -> None:
-    """The build of torch that fits: CUDA with an NVIDIA GPU, else the small CPU one where it can be had."""
+def install_torch(build: str) -> None:
+    """The build of torch asked for; "auto": CUDA with an NVIDIA GPU, else the small CPU one where it can be had."""
     found = ask(PYTHON, "-c", "import importlib.metadata as m; print(m.version('torch'))") or ""
     if found.split("+")[0] == TORCH:
         return
     pip = (PYTHON, "-m", "pip", "install")
-    if platform.system() == "Linux" and not has_nvidia_gpu():
+    wants_cpu = build == "cpu" or (build == "auto" and not has_nvidia_gpu())
+    if platform.system() == "Linux" and wants_cpu:
         try:
             run_logged(*pip, "--no-deps", f"torch=={TORCH}+cpu", remedy="")
             return
@@ -175,13 +176,13 @@ def lock_stamp(lock: Path) -> str:
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 
-def list_steps(lock: Path, is_done: bool, is_dev: bool) -> Iterator[tuple[str, Callable[[], None]]]:
+def list_steps(lock: Path, is_done: bool, is_dev: bool, torch: str) -> Iterator[tuple[str, Callable[[], None]]]:
     """The steps that are still to do, in order."""
     if not is_done:
         yield "check the machine", check_machine
         yield "make .venv", make_venv
         yield f"install packages from {lock.relative_to(ROOT)} (about 2 minutes)", lambda: install_lock(lock)
-        yield f"install torch {TORCH}", install_torch
+        yield f"install torch {TORCH}", lambda: install_torch(torch)
         yield "install PrefLab itself", install_project
         yield "check that the packages fit together", check_packages
     if is_dev and not find_chromium():
@@ -192,11 +193,13 @@ def main() -> int:
     """Run what is not done yet; say which step failed and what to do."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dev", action="store_true", help="also what the tests need, a browser included")
-    is_dev = parser.parse_args().dev
+    parser.add_argument("--torch", choices=("auto", "cpu", "cuda"), default="auto", help="which build of torch")
+    args = parser.parse_args()
+    is_dev = args.dev
     lock = ROOT / "requirements" / ("dev.lock" if is_dev else "runtime.lock")
     stamp = VENV / ("dev.stamp" if is_dev else "runtime.stamp")
     is_done = stamp.exists() and stamp.read_text() == lock_stamp(lock)
-    for name, step in list_steps(lock, is_done, is_dev):
+    for name, step in list_steps(lock, is_done, is_dev, args.torch):
         try:
             with told(name):
                 step()
