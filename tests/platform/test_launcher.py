@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from kombu import Connection
+from kombu.connection import Connection
 
 from app import launcher
 from app.config import settings
