@@ -140,5 +140,5 @@ def test_nothing_runs_as_root_and_every_lasting_service_has_a_health_check():
 
 
 def test_a_missing_password_stops_the_composition():
-    with pytest.raises(AssertionError, match="POSTGRES_PASSWORD: put a password into .env"):
+    with pytest.raises(AssertionError, match=r"POSTGRES_PASSWORD: put a password into \.env"):
         read_compose()
