@@ -10,9 +10,15 @@ from uuid import uuid4
 import psycopg
 import pytest
 from playwright.sync_api import Browser, sync_playwright
+from sqlmodel import select
+from starlette.testclient import TestClient
 
 from app import db
+from app.accounts.logins import COOKIE, make_account, make_login
+from app.accounts.models import Account
 from app.config import FOREIGN, settings
+from app.projects.models import Project
+from app.projects.projects import make_project
 from scripts.setup import find_chromium
 from tests.servers import run_postgres, run_redis, skip_or_fail
 
@@ -112,6 +118,26 @@ def postgres_database(
 def database(request: pytest.FixtureRequest) -> str:
     """An empty migrated database, once on SQLite and once on Postgres; gives its URL."""
     return str(request.getfixturevalue(f"{request.param}_database"))
+
+
+@pytest.fixture
+def project(database: str) -> Project:
+    """A project `demo` owned by the account `owner`."""
+    with db.transaction() as session:
+        return make_project(session, "demo", "Demo", make_account(session, "owner", "correct horse"))
+
+
+@pytest.fixture
+def client(project: Project) -> Iterator[TestClient]:
+    """The app's test client, signed in as the owner of `demo`. An exception in a route is raised in the test."""
+    with db.transaction() as session:
+        owner = session.exec(select(Account).where(Account.name == "owner")).one()
+        cookie = make_login(session, owner, "session")
+    # imported here, so that a broken page breaks the tests of pages only
+    from app.main import create_app
+
+    with TestClient(create_app(), base_url="http://127.0.0.1", cookies={COOKIE: cookie}) as client:
+        yield client
 
 
 @pytest.fixture(scope="session")
