@@ -17,10 +17,11 @@ from app import db
 from app.accounts.logins import COOKIE, make_account, make_login
 from app.accounts.models import Account
 from app.config import FOREIGN, settings
+from app.launcher import Services
 from app.projects.models import Project
 from app.projects.projects import make_project
 from scripts.setup import find_chromium
-from tests.servers import run_postgres, run_redis, skip_or_fail
+from tests.servers import free_port, run_postgres, run_redis, skip_or_fail
 
 ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -138,6 +139,15 @@ def client(project: Project) -> Iterator[TestClient]:
 
     with TestClient(create_app(), base_url="http://127.0.0.1", cookies={COOKIE: cookie}) as client:
         yield client
+
+
+@pytest.fixture
+def services(sqlite_database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Services]:
+    """Everything that `preflab up` runs, on a free port and an empty SQLite: for tests in a browser."""
+    monkeypatch.setenv("PREFLAB_PORT", str(free_port()))
+    forget_settings()
+    with Services() as running:
+        yield running
 
 
 @pytest.fixture(scope="session")
