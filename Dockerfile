@@ -1,6 +1,8 @@
 # One image for web and workers, installed from the same lock as everything else. `--build-arg TORCH=cuda` for the GPU worker.
 FROM python:3.11-slim-bookworm
 ARG TORCH=cpu
+# PyTorch's CPU index, given here, saves gigabytes in the images without a GPU.
+ARG PIP_EXTRA_INDEX_URL=
 RUN useradd --create-home --uid 10001 preflab && install -d -o preflab -g preflab /data /srv/preflab
 WORKDIR /srv/preflab
 USER preflab

@@ -119,7 +119,8 @@ def install_torch(build: str) -> None:
             run_logged(*pip, "--no-deps", f"torch=={TORCH}+cpu", remedy="")
             return
         except StepError:
-            print("    no CPU-only build at your package index: taking the full one (2 GB more)", flush=True)
+            print("    your package index has no CPU-only build: taking the full one, gigabytes more", flush=True)
+            print("    (Ctrl-C, set PIP_EXTRA_INDEX_URL to PyTorch's CPU index, and start again to avoid it)", flush=True)
     remedy = "check the network and the free disk space (8 GB on Linux), then run it again."
     run_logged(*pip, f"torch=={TORCH}", remedy=remedy)
 

@@ -18,7 +18,7 @@ _queues = [name.strip() for name in settings().worker_queues.split(",") if name.
 supervisor = Supervisor(_queues)
 
 
-@app.task(name="worker.run")  # type: ignore[untyped-decorator]
+@app.task(name="worker.run")
 def run(run_id: int) -> None:
     """A wake-up: does what is runnable; the id is only a hint."""
     supervisor.run_next()
@@ -32,17 +32,17 @@ def _tick_forever() -> None:
             log.warning("the ticker could not reach the database; trying again", exc_info=True)
 
 
-@signals.worker_init.connect  # type: ignore[untyped-decorator]
+@signals.worker_init.connect
 def _start(**_: Any) -> None:
     check_schema()
     logging.basicConfig(level=settings().log_level)
 
 
-@signals.worker_ready.connect  # type: ignore[untyped-decorator]
+@signals.worker_ready.connect
 def _ready(**_: Any) -> None:
     threading.Thread(target=_tick_forever, name="ticker", daemon=True).start()
 
 
-@signals.worker_shutting_down.connect  # type: ignore[untyped-decorator]
+@signals.worker_shutting_down.connect
 def _stop(**_: Any) -> None:
     supervisor.stop()
