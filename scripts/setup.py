@@ -120,7 +120,7 @@ def install_torch(build: str) -> None:
             return
         except StepError:
             print("    your package index has no CPU-only build: taking the full one, gigabytes more", flush=True)
-            print("    (Ctrl-C, set PIP_EXTRA_INDEX_URL to PyTorch's CPU index, and start again to avoid it)", flush=True)
+            print("    (to avoid it: Ctrl-C, set PIP_EXTRA_INDEX_URL to PyTorch's CPU index, start again)", flush=True)
     remedy = "check the network and the free disk space (8 GB on Linux), then run it again."
     run_logged(*pip, f"torch=={TORCH}", remedy=remedy)
 
@@ -207,6 +207,9 @@ def main() -> int:
         except StepError as error:
             print(f"set-up failed at the step: {name}\n{error}", file=sys.stderr)
             return 1
+        except KeyboardInterrupt:
+            print(f"set-up stopped at the step: {name}; start it again to go on", file=sys.stderr)
+            return 130
     stamp.write_text(lock_stamp(lock))
     return 0
 
