@@ -1,0 +1,1 @@
+"""Statistics: plain functions on numpy arrays, each with its source; knows nothing of the rest of the app."""
