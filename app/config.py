@@ -27,13 +27,9 @@ class Settings(BaseModel):
     host: str = Field("127.0.0.1", description="Address the web app listens on.")
     port: int = Field(8123, ge=1, le=65535, description="Port the web app listens on.")
     public_url: str = Field("", description="Address people use, when it differs from http://host:port.")
-    allowed_hosts: str = Field(
-        "", description="Comma-separated extra host names accepted in the Host header."
-    )
+    allowed_hosts: str = Field("", description="Comma-separated extra host names accepted in the Host header.")
     is_cookie_secure: bool = Field(False, description="Send the login cookie over HTTPS only.")
-    secret_key: str = Field(
-        "", description="Key that encrypts stored API keys; empty means a file in the data folder."
-    )
+    secret_key: str = Field("", description="Key that encrypts stored API keys; empty means a file in the data folder.")
     slots: str = Field(
         "", description="Comma-separated GPU slots of this worker; empty means one per GPU, or one CPU slot."
     )
@@ -43,9 +39,7 @@ class Settings(BaseModel):
     lease_s: float = Field(
         30, ge=1, le=3600, description="Seconds without a heartbeat after which a run is taken over."
     )
-    max_deaths: int = Field(
-        3, ge=1, le=20, description="Times a run may kill its process before it is failed."
-    )
+    max_deaths: int = Field(3, ge=1, le=20, description="Times a run may kill its process before it is failed.")
     private_endpoints: bool = Field(
         True, description="Allow judge and model endpoints on loopback and private addresses (a local vLLM)."
     )
@@ -72,9 +66,7 @@ class Settings(BaseModel):
     @field_validator("broker_url")
     @classmethod
     def _known_broker(cls, value: str) -> str:
-        if value and not value.startswith(
-            ("redis://", "rediss://", "redis+socket://", "amqp://", "amqps://")
-        ):
+        if value and not value.startswith(("redis://", "rediss://", "redis+socket://", "amqp://", "amqps://")):
             raise ValueError("use redis://…, redis+socket://… or amqp://…")
         return value
 

@@ -2,7 +2,6 @@
 
 from datetime import datetime
 
-import sqlalchemy as sa
 from sqlmodel import Field
 
 from app.db import Row, moment, one_of, ref
@@ -15,7 +14,7 @@ class Account(Row, table=True):
 
     name: str = Field(max_length=80, unique=True)
     password_hash: str | None = Field(default=None, max_length=200)
-    is_simulated: bool = Field(default=False, sa_column_kwargs={"server_default": sa.false()})
+    is_simulated: bool = False
     created_at: datetime = moment(is_now=True)
 
 

@@ -47,9 +47,7 @@ class Endpoint(Row, table=True):
     key_last4: str = Field(default="", max_length=4)
     usd_per_million_in: float = 0
     usd_per_million_out: float = 0
-    mode: dict[str, Any] = json_field(
-        factory=dict
-    )  # what "test connection" found: structured, logprobs, n, …
+    mode: dict[str, Any] = json_field(factory=dict)  # what "test connection" found: structured, logprobs, n, …
     created_at: datetime = moment(is_now=True)
     archived_at: datetime | None = moment(nullable=True)
 
@@ -64,9 +62,7 @@ class Arm(Row, table=True):
     method: str = Field(default="imported", max_length=24)  # its colour on every page
     checkpoint_id: int | None = ref("checkpoint.id", nullable=True)
     endpoint_id: int | None = ref("endpoint.id", nullable=True)
-    preamble: list[dict[str, str]] = json_field(
-        factory=list
-    )  # system or few-shot messages put before the prompt
+    preamble: list[dict[str, str]] = json_field(factory=list)  # system or few-shot messages put before the prompt
     decoding: dict[str, Any] = json_field(factory=dict)  # temperature, top_p, max_new_tokens
     seed: int = 0
     sha256: str = Field(max_length=64)

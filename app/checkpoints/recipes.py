@@ -24,7 +24,9 @@ class NewEndpointRecipe(Recipe):
     kind: ClassVar[str] = "new_endpoint"
     verb: ClassVar[str] = "Add"
 
-    origin: str = Field(..., min_length=8, max_length=300, title="Base URL", description="Such as http://127.0.0.1:8000/v1")
+    origin: str = Field(
+        ..., min_length=8, max_length=300, title="Base URL", description="Such as http://127.0.0.1:8000/v1"
+    )
     model: str = Field(..., min_length=1, max_length=200, title="Model")
     usd_per_million_in: float = Field(0, ge=0, title="US dollars per million tokens in")
     usd_per_million_out: float = Field(0, ge=0, title="US dollars per million tokens out")

@@ -18,7 +18,10 @@ class GradingRecipe(Recipe):
     prompt_set: int = points_to("prompt_set", title="Prompts")
     splits: list[Split] = Field(["test"], min_length=1, title="Splits")
     checkpoints: list[int] = points_to(
-        "checkpoint", title="Checkpoints", description="The first is what the others are compared with.", where={"role": "policy"}
+        "checkpoint",
+        title="Checkpoints",
+        description="The first is what the others are compared with.",
+        where={"role": "policy"},
     )
     n_prompts: int = Field(20, ge=1, le=10_000, title="Prompts")
     is_all_pairs: bool = Field(False, title="Every two arms", description="Otherwise each against the first.")

@@ -19,7 +19,9 @@ class JudgeRecipe(Recipe):
     pair_set: int = points_to("pair_set", title="Pairs")
     judge: int = points_to("judge", title="Judge")
     constitution: int | None = points_to("constitution", title="Constitution", default=None)
-    is_both_orders: bool = Field(True, title="Both orders", description="Ask again with the sides swapped; a flip is a tie.")
+    is_both_orders: bool = Field(
+        True, title="Both orders", description="Ask again with the sides swapped; a flip is a tie."
+    )
     with_reason: bool = Field(True, title="Ask for a reason")
     temperature: float = Field(0.0, ge=0, le=2, title="Temperature")
     concurrency: int = Field(32, ge=1, le=256, title="Calls in flight")
@@ -49,9 +51,15 @@ class NewJudgeRecipe(Recipe):
     checkpoint: int | None = points_to("checkpoint", title="Checkpoint", default=None)
     format_weight: float = Field(2.0, ge=0, le=100, title="Weight of the format", description="Rule judge only.")
     answer_weight: float = Field(
-        1.0, ge=0, le=100, title="Weight of the exact answer", description="Rule judge only. Above 0 it reads gold answers: an oracle."
+        1.0,
+        ge=0,
+        le=100,
+        title="Weight of the exact answer",
+        description="Rule judge only. Above 0 it reads gold answers: an oracle.",
     )
-    flip_rate: float = Field(0.0, ge=0, lt=0.5, title="Share of labels flipped", description="Rule judge only: errors on purpose.")
+    flip_rate: float = Field(
+        0.0, ge=0, lt=0.5, title="Share of labels flipped", description="Rule judge only: errors on purpose."
+    )
 
     @model_validator(mode="after")
     def _has_its_source(self) -> "NewJudgeRecipe":

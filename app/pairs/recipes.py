@@ -35,17 +35,27 @@ class GenerateRecipe(Recipe):
     checkpoint: int | None = points_to("checkpoint", title="Checkpoint", default=None, where={"role": "policy"})
     endpoint: int | None = points_to("endpoint", title="Endpoint", default=None)
     other_checkpoint: int | None = points_to(
-        "checkpoint", title="Other checkpoint", default=None, description="For pairs across two arms.", where={"role": "policy"}
+        "checkpoint",
+        title="Other checkpoint",
+        default=None,
+        description="For pairs across two arms.",
+        where={"role": "policy"},
     )
     system: str = Field("", title="System message", json_schema_extra={"rows": 3})
     decoding: Decoding = Field(Decoding(), title="Decoding")
     samples: int = Field(2, ge=1, le=64, title="Completions per prompt")
     pairing: Literal["none", "random", "best_worst", "across"] = Field(
-        "random", title="Pairs", description="best_worst needs a reward model or the format rule; across needs a second arm."
+        "random",
+        title="Pairs",
+        description="best_worst needs a reward model or the format rule; across needs a second arm.",
     )
     pairs_per_prompt: int = Field(1, ge=1, le=64, title="Pairs per prompt")
     scorer: int | None = points_to(
-        "checkpoint", title="Reward model", default=None, description="For best against worst.", where={"role": "reward"}
+        "checkpoint",
+        title="Reward model",
+        default=None,
+        description="For best against worst.",
+        where={"role": "reward"},
     )
     batch_size: int = Field(64, ge=1, le=4096, title="Prompts at once")
     limit: int | None = Field(None, ge=1, title="At most this many prompts")

@@ -168,7 +168,9 @@ def finish(session: Session, run_id: int, attempt: int, status: str, error: str 
         sa.update(Run).where(col(Run.id) == run_id)
         .values(status=status, error=error, slot=None, lease_until=None, ended_at=now())
     )  # fmt: skip
-    waiting = session.exec(select(Run).join(RunNeed, col(RunNeed.run_id) == col(Run.id)).where(RunNeed.needs_id == run_id))
+    waiting = session.exec(
+        select(Run).join(RunNeed, col(RunNeed.run_id) == col(Run.id)).where(RunNeed.needs_id == run_id)
+    )
     for run in waiting.all():
         wake(session, run)
 
@@ -222,7 +224,9 @@ def cancel(session: Session, run: Run) -> None:
         raise Conflict(f"Run {run.id} is already {run.status}.")
     session.execute(sa.update(Run).where(col(Run.id) == run.id).values(is_cancel_asked=True))
     session.execute(
-        sa.update(Run).where(col(Run.id) == run.id, col(Run.status) == "queued").values(status="cancelled", ended_at=now())
+        sa.update(Run)
+        .where(col(Run.id) == run.id, col(Run.status) == "queued")
+        .values(status="cancelled", ended_at=now())
     )
     session.refresh(run)
 
@@ -265,5 +269,3 @@ def drop_metrics_after(session: Session, run_id: int, step: int) -> None:
 def new_form_key() -> str:
     """A key that makes a form, however often it is sent, one run."""
     return uuid.uuid4().hex
-
-

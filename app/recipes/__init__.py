@@ -20,8 +20,8 @@ from app.training.recipes import (
     PpoRecipe,
     RewardRecipe,
     SftRecipe,
-    SnapshotRecipe,
 )
+from app.training.snapshots import SnapshotRecipe
 
 RECIPES: dict[str, type[Recipe]] = {
     recipe.kind: recipe

@@ -1,0 +1,105 @@
+"""Passwords, sessions, one-time links and API tokens. Only hashes of secrets are stored."""
+
+import hashlib
+import secrets
+from datetime import timedelta
+
+from fastapi import Request
+from pwdlib import PasswordHash
+from sqlmodel import Session, col, select
+
+from app.accounts.models import Account, Login
+from app.db import now
+from app.errors import Conflict, Invalid, NotSignedIn
+
+COOKIE = "preflab_session"
+SESSION_DAYS = 30
+LINK_MINUTES = 60
+TOKEN_DAYS = 365
+MIN_PASSWORD = 10
+
+hasher = PasswordHash.recommended()
+
+
+def hash_secret(secret: str) -> str:
+    """What is stored of a session's, link's or token's secret (they are random, so a plain hash will do)."""
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def make_account(session: Session, name: str, password: str | None = None, *, is_simulated: bool = False) -> Account:
+    """A new account; raises Invalid or Conflict."""
+    name = name.strip()
+    if not name or len(name) > 80:
+        raise Invalid("A name has 1 to 80 characters.", {"name": ["1 to 80 characters"]})
+    if password is not None and len(password) < MIN_PASSWORD:
+        raise Invalid(f"A password has at least {MIN_PASSWORD} characters.", {"password": ["too short"]})
+    if session.exec(select(Account).where(Account.name == name)).first():
+        raise Conflict(f"There is already an account “{name}”.")
+    account = Account(name=name, password_hash=hasher.hash(password) if password else None, is_simulated=is_simulated)
+    session.add(account)
+    session.flush()
+    return account
+
+
+def make_login(session: Session, account: Account, kind: str, label: str = "") -> str:
+    """Stores a login and returns its secret, which is shown once."""
+    life = {"session": timedelta(days=SESSION_DAYS), "link": timedelta(minutes=LINK_MINUTES)}
+    secret = ("pl_" if kind == "token" else "") + secrets.token_urlsafe(32)
+    expires_at = now() + life.get(kind, timedelta(days=TOKEN_DAYS))
+    login = Login(
+        account_id=account.id, kind=kind, token_sha256=hash_secret(secret), label=label, expires_at=expires_at
+    )
+    session.add(login)
+    return secret
+
+
+def find_login(session: Session, secret: str, *kinds: str) -> Login | None:
+    """The standing login with this secret."""
+    login = session.exec(select(Login).where(Login.token_sha256 == hash_secret(secret))).first()
+    if login is None or login.kind not in kinds or login.revoked_at or login.expires_at < now():
+        return None
+    return login
+
+
+def find_account(session: Session, request: Request) -> Account | None:
+    """Who sent a request: by bearer token, else by session cookie."""
+    bearer = request.headers.get("authorization", "")
+    if bearer.lower().startswith("bearer "):
+        login = find_login(session, bearer[7:].strip(), "token")
+    else:
+        login = find_login(session, request.cookies.get(COOKIE, ""), "session")
+    return session.get(Account, login.account_id) if login else None
+
+
+def check_password(session: Session, name: str, password: str) -> Account:
+    """The account with this name and password; raises NotSignedIn, saying nothing about which was wrong."""
+    account = session.exec(select(Account).where(Account.name == name.strip())).first()
+    known = account.password_hash if account and account.password_hash else _NOBODY
+    is_right = hasher.verify(password, known)
+    if account is None or not account.password_hash or not is_right:
+        raise NotSignedIn("This name and password do not go together.")
+    return account
+
+
+def use_link(session: Session, secret: str) -> Account:
+    """The account of a one-time link, which is used up by this; raises NotSignedIn."""
+    login = find_login(session, secret, "link")
+    account = session.get(Account, login.account_id) if login else None
+    if login is None or account is None:
+        raise NotSignedIn("This link was used already or has run out. Print a new one: preflab user link NAME.")
+    login.revoked_at = now()
+    session.add(login)
+    return account
+
+
+def revoke(session: Session, account: Account, *kinds: str) -> int:
+    """Ends the account's logins of these kinds; returns how many."""
+    standing = session.exec(
+        select(Login).where(Login.account_id == account.id, col(Login.kind).in_(kinds), col(Login.revoked_at).is_(None))
+    ).all()
+    for login in standing:
+        login.revoked_at = now()
+    return len(standing)
+
+
+_NOBODY = hasher.hash(secrets.token_urlsafe(16))  # verified against when there is no such account: same time either way

@@ -1,0 +1,5 @@
+"""Pages and API of benchmarks."""
+
+from fastapi import APIRouter
+
+router = APIRouter()

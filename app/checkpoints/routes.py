@@ -1,0 +1,5 @@
+"""Pages and API of checkpoints."""
+
+from fastapi import APIRouter
+
+router = APIRouter()

@@ -1,0 +1,5 @@
+"""Pages and API of constitutions."""
+
+from fastapi import APIRouter
+
+router = APIRouter()

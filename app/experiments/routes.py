@@ -1,0 +1,5 @@
+"""Pages and API of experiments."""
+
+from fastapi import APIRouter
+
+router = APIRouter()

@@ -1,0 +1,5 @@
+"""Pages and API of grading."""
+
+from fastapi import APIRouter
+
+router = APIRouter()

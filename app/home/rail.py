@@ -1,0 +1,64 @@
+"""The left rail: each stage with its count, and a dot while something of it is running."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlmodel import Session, SQLModel
+
+from app.projects.access import Member
+
+# label, path below the project, table counted, kinds of run that make the dot
+STAGES: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
+    ("Prompts", "prompts", "prompt_set", ("import_prompts",)),
+    ("Pairs", "pairs", "pair_set", ("generate", "import_pairs")),
+    ("Judge", "judge", "verdict_set", ("judge",)),
+    ("Review", "review", "queue", ("audit",)),
+    ("Train", "train", "snapshot", ("snapshot", "sft", "reward", "dpo", "ppo", "grpo", "demo_base")),
+    ("Benchmarks", "benchmarks", "", ("benchmark",)),
+    ("Grade", "grade", "grading", ("grading",)),
+    ("Report", "report", "experiment", ()),
+    ("Runs", "runs", "run", ()),
+    ("Checkpoints", "checkpoints", "checkpoint", ("import_checkpoint",)),
+    ("Settings", "settings", "", ()),
+)
+FOR_GRADERS = {"Review", "Grade"}
+
+
+@dataclass(frozen=True)
+class RailItem:
+    """One entry of the rail."""
+
+    label: str
+    url: str
+    count: int | None
+    is_running: bool
+    is_here: bool
+
+
+def read_rail(session: Session, member: Member, path: str) -> list[RailItem]:
+    """The rail as this member sees it: one query for the counts, one for what is running."""
+    tables = SQLModel.metadata.tables
+    shown = [stage for stage in STAGES if member.may("viewer") or stage[0] in FOR_GRADERS]
+    counted = {
+        name: sa.select(sa.func.count()).where(tables[name].c.project_id == member.project.id).scalar_subquery()
+        for _, _, name, _ in shown
+        if name
+    }
+    counts: dict[str, Any] = {}
+    if counted:
+        row = session.execute(sa.select(*[query.label(name) for name, query in counted.items()])).one()
+        counts = dict(row._mapping)
+    run = tables["run"]
+    live = set(
+        session.execute(
+            sa.select(run.c.kind).distinct().where(run.c.project_id == member.project.id, run.c.status == "running")
+        ).scalars()
+    )
+    root = f"/p/{member.project.slug}"
+    items = []
+    for label, below, name, kinds in shown:
+        url = f"{root}/{below}"
+        is_running = bool(live & set(kinds)) or (label == "Runs" and bool(live))
+        items.append(RailItem(label, url, counts.get(name), is_running, path == url or path.startswith(url + "/")))
+    return items

@@ -1,0 +1,5 @@
+"""Pages and API of judging."""
+
+from fastapi import APIRouter
+
+router = APIRouter()

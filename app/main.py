@@ -1,0 +1,162 @@
+"""create_app(): the slices' routers in the order of the work, middleware, and how errors are shown."""
+
+import logging
+import uuid
+from collections.abc import Awaitable, Callable
+from urllib.parse import quote, urlsplit
+
+import sqlalchemy as sa
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, RedirectResponse, Response
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+import app.models  # noqa: F401  every table is known before the first request
+from app import __version__
+from app.accounts import routes as accounts
+from app.benchmarks import routes as benchmarks
+from app.checkpoints import routes as checkpoints
+from app.config import settings
+from app.constitutions import routes as constitutions
+from app.db import ROOT, check_schema
+from app.errors import AppError, Forbidden, Invalid, NotSignedIn, Unavailable
+from app.experiments import routes as experiments
+from app.grading import routes as grading
+from app.home import routes as home
+from app.home.rail import read_rail
+from app.html import html
+from app.judging import routes as judging
+from app.pairs import routes as pairs
+from app.projects import routes as projects
+from app.projects.access import check_policies
+from app.prompts import routes as prompts
+from app.recipes import routes as recipes
+from app.report import routes as report
+from app.review import routes as review
+from app.runs import routes as runs
+from app.training import routes as training
+
+log = logging.getLogger(__name__)
+
+POLICY = (
+    "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; "
+    "form-action 'self'; frame-ancestors 'none'"
+)
+SLICES = (
+    accounts, projects, home, prompts, checkpoints, pairs, constitutions, judging, review, training, benchmarks,
+    grading, report, experiments, recipes, runs,
+)  # fmt: skip
+
+
+def create_app() -> FastAPI:
+    """The web app. Refuses to start on a schema it does not know, or with a route that declares no policy."""
+    check_schema()
+    app = FastAPI(title="PrefLab", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.rail = read_rail
+    for slice_ in SLICES:
+        app.include_router(slice_.router)
+    app.mount("/static", StaticFiles(directory=ROOT / "static"), name="static")
+    check_policies(app)
+    hosts = {"127.0.0.1", "localhost", "[::1]", settings().host, urlsplit(settings().url).hostname or "127.0.0.1"}
+    hosts |= {name.strip() for name in settings().allowed_hosts.split(",") if name.strip()}
+    app.middleware("http")(_guard)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=sorted(hosts), www_redirect=False)
+    app.add_exception_handler(AppError, _show_app_error)
+    app.add_exception_handler(HTTPException, _show_http_error)
+    app.add_exception_handler(RequestValidationError, _show_invalid)
+    app.add_exception_handler(sa.exc.OperationalError, _show_database_away)
+    app.add_exception_handler(sa.exc.DataError, _show_unstorable)
+    app.add_exception_handler(Exception, _show_crash)
+    return app
+
+
+async def _guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+    """Refuses cross-site writes, NUL and broken text in URLs; adds the security headers."""
+    request.state.id = uuid.uuid4().hex[:12]
+    if "\x00" in request.url.path or "%00" in request.url.query:
+        response = _error(request, Invalid("The address holds a NUL character."))
+    elif request.method not in {"GET", "HEAD", "OPTIONS"} and is_cross_site(request):
+        response = _error(request, Forbidden("This was sent from another site, so it was refused."))
+    else:
+        response = await call_next(request)
+    headers = response.headers
+    headers.setdefault("Content-Security-Policy", POLICY)
+    headers["X-Content-Type-Options"] = "nosniff"
+    headers["Referrer-Policy"] = "same-origin"
+    headers["X-Request-Id"] = request.state.id
+    if not request.url.path.startswith("/static/"):
+        headers.setdefault("Cache-Control", "no-store")
+    return response
+
+
+def is_cross_site(request: Request) -> bool:
+    """Whether a browser says that another site sent this; where it says nothing, Origin must be our own host."""
+    site = request.headers.get("sec-fetch-site")
+    if site is not None:
+        return site not in {"same-origin", "none"}
+    origin = request.headers.get("origin")
+    return origin is not None and urlsplit(origin).netloc != request.headers.get("host", "")
+
+
+def wants_json(request: Request) -> bool:
+    """Whether the sender reads JSON rather than a page."""
+    path = request.url.path
+    accept = request.headers.get("accept", "")
+    return (
+        path.startswith("/api/") or path.endswith((".json", ".csv", ".jsonl")) or accept.startswith("application/json")
+    )
+
+
+def _error(request: Request, error: AppError) -> Response:
+    if wants_json(request):
+        content = {"error": error.message, "fields": error.fields}
+        return JSONResponse(content, status_code=error.status_code)
+    template = "_error.html" if request.headers.get("hx-request") else "error.html"
+    return html(request, template, error.status_code, title="Something is in the way", error=error)
+
+
+async def _show_app_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, AppError)
+    if isinstance(error, NotSignedIn) and request.method == "GET" and not wants_json(request):
+        there = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+        return RedirectResponse(f"/login?next={quote(there)}", status_code=303)
+    return _error(request, error)
+
+
+async def _show_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    known = AppError("There is no such page." if error.status_code == 404 else str(error.detail))
+    known.status_code = error.status_code
+    return _error(request, known)
+
+
+async def _show_invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    fields: dict[str, list[str]] = {}
+    for item in error.errors():
+        fields.setdefault(".".join(str(part) for part in item["loc"][1:]), []).append(item["msg"])
+    message = "; ".join(f"{name}: {', '.join(messages)}" for name, messages in fields.items())
+    return _error(request, Invalid(message, fields))
+
+
+async def _show_database_away(request: Request, error: Exception) -> Response:
+    log.error("the database does not answer", exc_info=error)
+    return _error(
+        request, Unavailable("The database does not answer just now. Nothing was stored; try again in a moment.")
+    )
+
+
+async def _show_unstorable(request: Request, error: Exception) -> Response:
+    log.warning("the database refused a value", exc_info=error)
+    return _error(request, Invalid("A value cannot be stored: it holds a NUL character, or a number is too large."))
+
+
+async def _show_crash(request: Request, error: Exception) -> Response:
+    log.error("request %s crashed", getattr(request.state, "id", "?"), exc_info=error)
+    crash = AppError(
+        f"PrefLab made a mistake. It is in the log under {getattr(request.state, 'id', '?')}; nothing was stored."
+    )
+    crash.status_code = 500
+    return _error(request, crash)

@@ -1,0 +1,5 @@
+"""Pages and API of pairs."""
+
+from fastapi import APIRouter
+
+router = APIRouter()

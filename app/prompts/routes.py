@@ -1,0 +1,5 @@
+"""Pages and API of prompts."""
+
+from fastapi import APIRouter
+
+router = APIRouter()

@@ -1,0 +1,85 @@
+"""Every recipe as a form and as the API's body: one page and one route launch any kind of run."""
+
+from typing import Any
+
+from fastapi import APIRouter, Body, Request
+from fastapi.responses import RedirectResponse, Response
+from sqlmodel import Session
+
+from app.accounts.access import SignedIn
+from app.db import Db, get
+from app.errors import Invalid, NotFound
+from app.html import FormValues, html, read_form, recipe_form
+from app.projects.access import Member, Researcher
+from app.recipes import RECIPES, read_recipe, recipe_class
+from app.runs.models import Run
+from app.runs.queue import launch, new_form_key
+from app.runs.routes import run_as_json
+
+router = APIRouter()
+
+# Kinds for which a slice answers /p/{project}/forecast/{kind}: cost, memory, or what else is known before the start.
+FORECAST = {"judge", "sft", "reward", "dpo", "ppo", "grpo"}
+
+
+@router.get("/p/{project}/new/{kind}")
+def new_run(request: Request, kind: str, member: Researcher, session: Db, like: int | None = None) -> Response:
+    """The form of a recipe; `like` fills it from an earlier run; any field may be given in the URL."""
+    _recipe_or_404(kind)
+    values: dict[str, Any] = dict(request.query_params)
+    if like is not None:
+        run = get(session, Run, like)
+        if run.project_id != member.project.id or run.kind != kind:
+            raise NotFound(f"There is no {kind} run {like} in this project.")
+        values = run.recipe
+    return _form_page(request, session, member, kind, values, {}, new_form_key())
+
+
+def _form_page(
+    request: Request, session: Session, member: Member, kind: str, values: dict[str, Any],
+    errors: dict[str, list[str]], form_key: str,
+) -> Response:  # fmt: skip
+    recipe = recipe_class(kind)
+    fields = recipe_form(session, recipe, member.project.id, values, errors)
+    general = [
+        message for name, messages in errors.items() if name not in {f.name for f in fields} for message in messages
+    ]
+    return html(
+        request, "recipes/new.html", status_code=422 if errors else 200, title=f"{recipe.verb}: {kind.replace('_', ' ')}",
+        recipe=recipe, fields=fields, general=general, form_key=form_key, kind=kind, has_forecast=kind in FORECAST,
+    )  # fmt: skip
+
+
+@router.post("/p/{project}/new/{kind}")
+def start_run(request: Request, kind: str, member: Researcher, session: Db, form: FormValues) -> Response:
+    """Launches what the form describes, once however often it is sent, and goes to the run's page."""
+    recipe = _recipe_or_404(kind)
+    values = read_form(recipe, form)
+    form_key = str(form.get("form_key") or new_form_key())[:64]
+    try:
+        run = launch(session, read_recipe({"kind": kind, **values}), project_id=member.project.id,
+                     account_id=member.account.id, form_key=form_key)  # fmt: skip
+    except Invalid as error:
+        return _form_page(request, session, member, kind, values, error.fields or {"": [error.message]}, form_key)
+    return RedirectResponse(f"/p/{member.project.slug}/runs/{run.id}", status_code=303)
+
+
+def _recipe_or_404(kind: str) -> Any:
+    if kind not in RECIPES:
+        raise NotFound(f"There is no kind of run called “{kind[:60]}”.")
+    return RECIPES[kind]
+
+
+@router.post("/api/v1/p/{project}/runs", status_code=201)
+def launch_run(member: Researcher, session: Db, recipe: dict[str, Any] = Body(...), form_key: str | None = None) -> Any:
+    """Launches a run of any kind: the body is a recipe with its `kind`. The same form_key twice is the same run."""
+    run = launch(
+        session, read_recipe(recipe), project_id=member.project.id, account_id=member.account.id, form_key=form_key
+    )
+    return run_as_json(run)
+
+
+@router.get("/api/v1/recipes")
+def list_recipes(account: SignedIn) -> dict[str, Any]:
+    """The JSON schema of every recipe, by kind."""
+    return {kind: recipe.model_json_schema() for kind, recipe in RECIPES.items()}

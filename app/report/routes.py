@@ -1,0 +1,5 @@
+"""Pages and API of report."""
+
+from fastapi import APIRouter
+
+router = APIRouter()

@@ -1,0 +1,5 @@
+"""Pages and API of review."""
+
+from fastapi import APIRouter
+
+router = APIRouter()

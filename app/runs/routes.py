@@ -1,0 +1,204 @@
+"""Runs: the list, one run's page with live progress and curves, cancel, resume, and its numbers as JSON."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import yaml
+from fastapi import APIRouter, Request
+from fastapi.responses import RedirectResponse, Response
+from sqlmodel import Session, SQLModel, col, select
+
+from app.db import Db, get
+from app.errors import NotFound
+from app.html import html
+from app.projects.access import Member, Researcher, Viewer
+from app.runs.curves import read_curves
+from app.runs.models import ENDED, LIVE, LogLine, Run, RunIo, RunNeed, Sampled, Worker
+from app.runs.queue import cancel, resume
+from app.tables import FORMATS, Column, Filter, Format, Table, respond
+
+router = APIRouter()
+
+# Where the page of a noun's row lives; slices answer these addresses.
+PAGES = {
+    "prompt_set": "prompts", "pair_set": "pairs", "verdict_set": "judge", "judge": "judge/judges", "queue": "review",
+    "snapshot": "train/snapshots", "checkpoint": "checkpoints", "endpoint": "checkpoints/endpoints",
+    "constitution": "constitutions", "grading": "grade", "arm": "checkpoints/arms", "benchmark": "benchmarks",
+}  # fmt: skip
+PANELS = {"generate", "judge", "sft", "reward", "dpo", "ppo", "grpo", "benchmark", "grading"}
+
+
+def project_run(session: Session, member: Member, run_id: int) -> Run:
+    """A run of this project; raises NotFound."""
+    run = get(session, Run, run_id)
+    if run.project_id != member.project.id:
+        raise NotFound(f"There is no run {run_id}.")
+    return run
+
+
+def runs_table(member: Member) -> Table:
+    """The project's runs."""
+    root = f"/p/{member.project.slug}/runs"
+    columns = [
+        Column("id", Run.id, "Run", "number", lambda row: f"{root}/{row['id']}"),
+        Column("kind", Run.kind, "Kind"),
+        Column("title", Run.title, "Title", href=lambda row: f"{root}/{row['id']}"),
+        Column("status", Run.status, "Status", "badge"),
+        Column("done", Run.done, "Done", "number"),
+        Column("total", Run.total, "Of", "number"),
+        Column("attempt", Run.attempt, "Attempt", "number", is_shown=False),
+        Column("created_at", Run.created_at, "Created", "when", is_sortable=True),
+        Column("ended_at", Run.ended_at, "Ended", "when", is_sortable=True),
+        Column("recipe", Run.recipe, "Recipe", is_shown=False),
+        Column("cost", Run.cost, "Cost", is_shown=False),
+        Column("error", Run.error, "Error", is_shown=False),
+    ]
+    filters = [
+        Filter("status", Run.status, "Status", (*LIVE, *ENDED)),
+        Filter("kind", Run.kind, "Kind"),
+    ]
+    return Table("runs", columns, Run, Run.id, [Run.project_id == member.project.id], filters)
+
+
+@router.get("/p/{project}/runs")
+def list_runs(request: Request, member: Viewer, session: Db) -> Response:
+    """The project's runs."""
+    return respond(request, session, runs_table(member), "html", "runs/list.html", title="Runs")
+
+
+def _download(fmt: Format) -> Any:
+    def download_runs(request: Request, member: Viewer, session: Db) -> Response:
+        return respond(request, session, runs_table(member), fmt, "runs/list.html")
+
+    download_runs.__doc__ = f"The project's runs as {fmt}."
+    return download_runs
+
+
+for _fmt in FORMATS:
+    router.get(f"/p/{{project}}/runs.{_fmt}", name=f"download_runs_{_fmt}")(_download(_fmt))  # type: ignore[arg-type]
+
+
+def run_as_json(run: Run) -> dict[str, Any]:
+    """A run as the API shows it."""
+    return {
+        **run.model_dump(mode="json", exclude={"project_id", "account_id", "form_key"}),
+        "seconds_left": seconds_left(run),
+    }
+
+
+def seconds_left(run: Run) -> float | None:
+    """Time left at the average rate so far, in seconds."""
+    if run.status != "running" or not run.started_at or not run.done or run.total <= run.done:
+        return None
+    elapsed = (datetime.now(UTC) - run.started_at).total_seconds()
+    return elapsed / run.done * (run.total - run.done)
+
+
+def _links(session: Session, member: Member, run: Run) -> dict[bool, list[dict[str, Any]]]:
+    links: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
+    for row in session.exec(select(RunIo).where(RunIo.run_id == run.id).order_by(col(RunIo.id))).all():
+        table = SQLModel.metadata.tables[row.noun]
+        name = session.execute(table.select().where(table.c.id == row.ref_id)).mappings().one()["name"]
+        url = f"/p/{member.project.slug}/{PAGES[row.noun]}/{row.ref_id}"
+        links[row.is_output].append(
+            {"noun": row.noun.replace("_", " "), "name": name, "url": url, "sha256": row.sha256}
+        )
+    return links
+
+
+@router.get("/p/{project}/runs/{run_id}")
+def show_run(request: Request, member: Viewer, session: Db, run_id: int) -> Response:
+    """One run: it goes on whether or not anybody looks."""
+    run = project_run(session, member, run_id)
+    links = _links(session, member, run)
+    needs = session.exec(
+        select(Run).join(RunNeed, col(RunNeed.needs_id) == col(Run.id)).where(RunNeed.run_id == run.id)
+    )
+    return html(
+        request, "runs/show.html", title=f"Run {run.id}: {run.title}", run=run, read=links[False], made=links[True],
+        needs=needs.all(), recipe=yaml.safe_dump(run.recipe, sort_keys=False, allow_unicode=True), has_panel=run.kind in PANELS,
+        **_progress(session, run),
+    )  # fmt: skip
+
+
+def _progress(session: Session, run: Run) -> dict[str, Any]:
+    lines = session.exec(
+        select(LogLine).where(LogLine.run_id == run.id).order_by(col(LogLine.id).desc()).limit(30)
+    ).all()
+    left = seconds_left(run)
+    rate = None
+    if run.started_at and run.done:
+        end = run.ended_at or datetime.now(UTC)
+        rate = run.done / max((end - run.started_at).total_seconds(), 1e-9)
+    return {"lines": list(reversed(lines)), "left": left, "rate": rate}
+
+
+@router.get("/p/{project}/runs/{run_id}/progress")
+def show_progress(request: Request, member: Viewer, session: Db, run_id: int) -> Response:
+    """The live part of the page: while the run is live it asks for itself again."""
+    run = project_run(session, member, run_id)
+    return html(request, "runs/_progress.html", run=run, **_progress(session, run))
+
+
+@router.get("/p/{project}/runs/{run_id}/samples")
+def show_samples(request: Request, member: Viewer, session: Db, run_id: int, step: int | None = None) -> Response:
+    """The film strip: the fixed prompts at one step."""
+    run = project_run(session, member, run_id)
+    steps = session.exec(
+        select(Sampled.step).where(Sampled.run_id == run.id).distinct().order_by(col(Sampled.step))
+    ).all()
+    chosen = step if step is not None else (steps[-1] if steps else None)
+    rows = session.exec(
+        select(Sampled).where(Sampled.run_id == run.id, Sampled.step == chosen).order_by(col(Sampled.place))
+    )
+    return html(request, "runs/_samples.html", run=run, steps=steps, step=chosen, rows=rows.all())
+
+
+@router.get("/p/{project}/runs/{run_id}/curves.json")
+def curves(member: Viewer, session: Db, run_id: int, points: int = 500, after: int = -1) -> dict[str, Any]:
+    """The run's curves, decimated to at most `points` a curve."""
+    run = project_run(session, member, run_id)
+    return {"run": run.id, "status": run.status, "curves": read_curves(session, run.id, points=points, after=after)}
+
+
+@router.get("/p/{project}/runs/{run_id}.json")
+def show_run_json(member: Viewer, session: Db, run_id: int) -> dict[str, Any]:
+    """One run as JSON."""
+    return run_as_json(project_run(session, member, run_id))
+
+
+@router.post("/p/{project}/runs/{run_id}/cancel")
+def cancel_run(member: Researcher, session: Db, run_id: int) -> Response:
+    """Asks the run to stop."""
+    cancel(session, project_run(session, member, run_id))
+    return RedirectResponse(f"/p/{member.project.slug}/runs/{run_id}", status_code=303)
+
+
+@router.post("/p/{project}/runs/{run_id}/resume")
+def resume_run(member: Researcher, session: Db, run_id: int) -> Response:
+    """Queues a failed or cancelled run again."""
+    resume(session, project_run(session, member, run_id))
+    return RedirectResponse(f"/p/{member.project.slug}/runs/{run_id}", status_code=303)
+
+
+@router.post("/api/v1/p/{project}/runs/{run_id}/cancel")
+def cancel_run_api(member: Researcher, session: Db, run_id: int) -> dict[str, Any]:
+    """Asks the run to stop."""
+    run = project_run(session, member, run_id)
+    cancel(session, run)
+    return run_as_json(run)
+
+
+@router.post("/api/v1/p/{project}/runs/{run_id}/resume")
+def resume_run_api(member: Researcher, session: Db, run_id: int) -> dict[str, Any]:
+    """Queues a failed or cancelled run again."""
+    run = project_run(session, member, run_id)
+    resume(session, run)
+    return run_as_json(run)
+
+
+@router.get("/p/{project}/workers")
+def list_workers(request: Request, member: Viewer, session: Db) -> Response:
+    """Who works: queues, slots, device, heartbeat."""
+    rows = session.exec(select(Worker).order_by(col(Worker.beat_at).desc()).limit(50)).all()
+    return html(request, "runs/workers.html", title="Workers", rows=rows)

@@ -1,0 +1,216 @@
+"""Tables that answer as a page, .json, .csv and .jsonl at one URL: filters and sort in the URL, keyset paging."""
+
+import base64
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+import sqlalchemy as sa
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from sqlmodel import Session
+
+from app.db import reading
+from app.errors import Invalid
+from app.html import html
+
+PAGE = 50
+CHUNK = 1000
+Format = Literal["html", "json", "csv", "jsonl"]
+FORMATS = ("json", "csv", "jsonl")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: a name, an SQL expression, and how a page shows it."""
+
+    name: str
+    expression: Any
+    label: str = ""
+    kind: Literal["text", "number", "when", "badge", "long"] = "text"
+    href: Callable[[dict[str, Any]], str] | None = None
+    is_sortable: bool = False
+    is_shown: bool = True  # False: only in the downloads
+
+
+@dataclass(frozen=True)
+class Filter:
+    """One filter in the URL: equality on an expression, with the choices a page offers ("" = all)."""
+
+    name: str
+    expression: Any
+    label: str
+    choices: tuple[str, ...] = ()
+    cast: Callable[[str], Any] = str
+
+
+@dataclass(frozen=True)
+class Table:
+    """A query's rows, under the name its downloads get."""
+
+    name: str
+    columns: list[Column]
+    source: Any  # what to select from (a table, mapped class or join)
+    key: Any  # the unique id that ends every ordering
+    where: list[Any] = field(default_factory=list)
+    filters: list[Filter] = field(default_factory=list)
+    is_newest_first: bool = True
+
+
+@dataclass
+class TablePage:
+    """What templates/components/table.html draws."""
+
+    table: Table
+    rows: list[dict[str, Any]]
+    next_url: str | None
+    is_filtered: bool
+    sort: str
+    values: dict[str, str]
+    path: str
+    query: str
+
+
+def respond(request: Request, session: Session, table: Table, fmt: Format, template: str, **context: Any) -> Response:
+    """The table in the asked format; for a page, `page` (a TablePage) joins the template's context."""
+    query, sort = _filtered(request, table)
+    if fmt == "html":
+        return html(request, template, page=read_page(request, session, table), **context)
+    if fmt == "json":
+        rows, after = _fetch(session, table, query, sort, request.query_params.get("after"), CHUNK)
+        return JSONResponse({"rows": [_plain(row) for row in rows], "after": after})
+    names = [column.name for column in table.columns]
+    lines = (
+        _csv_lines(names, _all_rows(table, query, sort)) if fmt == "csv" else _json_lines(_all_rows(table, query, sort))
+    )
+    kind = "text/csv; charset=utf-8" if fmt == "csv" else "application/x-ndjson"
+    headers = {"Content-Disposition": f'attachment; filename="{table.name}.{fmt}"'}
+    return StreamingResponse(lines, media_type=kind, headers=headers)
+
+
+def read_page(request: Request, session: Session, table: Table) -> TablePage:
+    """One page of the table as the URL asks for it."""
+    query, sort = _filtered(request, table)
+    rows, after = _fetch(session, table, query, sort, request.query_params.get("after"), PAGE)
+    asked = request.query_params
+    next_url = str(request.url.include_query_params(after=after).query) if after else None
+    values = {f.name: asked.get(f.name, "") for f in table.filters}
+    keep = "&".join(part for part in request.url.query.split("&") if part and not part.startswith("after="))
+    return TablePage(
+        table, rows, f"{request.url.path}?{next_url}" if next_url else None, any(values.values()), asked.get("sort", ""),
+        values, request.url.path, keep,
+    )  # fmt: skip
+
+
+def _filtered(request: Request, table: Table) -> tuple[sa.Select[Any], list[tuple[Any, bool]]]:
+    query = sa.select(*[column.expression.label(column.name) for column in table.columns], table.key.label("_key"))
+    query = query.select_from(table.source).where(*table.where)
+    for one in table.filters:
+        text = request.query_params.get(one.name, "")
+        if text:
+            try:
+                query = query.where(one.expression == one.cast(text))
+            except ValueError as error:
+                raise Invalid(f"{one.name}={text!r} is no value to filter by.") from error
+    asked = request.query_params.get("sort", "")
+    order: list[tuple[Any, bool]] = []
+    if asked:
+        wanted = [column for column in table.columns if column.name == asked.lstrip("-") and column.is_sortable]
+        if not wanted:
+            raise Invalid(f"The table cannot be sorted by {asked!r}.")
+        order.append((wanted[0].expression, asked.startswith("-")))
+    order.append((table.key, table.is_newest_first if not asked else asked.startswith("-")))
+    return query, order
+
+
+def _fetch(
+    session: Session, table: Table, query: sa.Select[Any], order: list[tuple[Any, bool]], after: str | None, n: int
+) -> tuple[list[dict[str, Any]], str | None]:
+    """A keyset page: rows after the cursor, and the cursor of the next page. NULLs of a sort column come last."""
+    sort = order[0] if len(order) == 2 else None
+    key, is_down = order[-1]
+    if sort:
+        query = query.add_columns(sort[0].label("_sort"))
+    if after:
+        value, last = _read_cursor(after)
+        beyond = key < last if is_down else key > last
+        if sort and value is not None:
+            further = sort[0] < value if is_down else sort[0] > value
+            query = query.where(sa.or_(further, sa.and_(sort[0] == value, beyond), sort[0].is_(None)))
+        elif sort:
+            query = query.where(sort[0].is_(None), beyond)
+        else:
+            query = query.where(beyond)
+    ordering = [key.desc() if is_down else key.asc()]
+    if sort:
+        ordering = [sort[0].is_(None), sort[0].desc() if is_down else sort[0].asc(), *ordering]
+    found = [dict(row._mapping) for row in session.execute(query.order_by(*ordering).limit(n + 1))]
+    cursor = None
+    if len(found) > n:
+        found = found[:n]
+        cursor = _write_cursor(found[-1].get("_sort"), found[-1]["_key"])
+    return found, cursor
+
+
+def _write_cursor(value: Any, key: int) -> str:
+    if isinstance(value, datetime):
+        value = {"at": value.isoformat()}
+    return base64.urlsafe_b64encode(json.dumps([value, key]).encode()).decode()
+
+
+def _read_cursor(text: str) -> tuple[Any, int]:
+    try:
+        value, key = json.loads(base64.urlsafe_b64decode(text.encode()))
+        if isinstance(value, dict):
+            value = datetime.fromisoformat(value["at"])
+        return value, int(key)
+    except (ValueError, KeyError, TypeError) as error:
+        raise Invalid("This page of the table does not exist: go back to its first page.") from error
+
+
+def _all_rows(table: Table, query: sa.Select[Any], order: list[tuple[Any, bool]]) -> Iterator[dict[str, Any]]:
+    after: str | None = None
+    while True:
+        with reading() as session:
+            rows, after = _fetch(session, table, query, order, after, CHUNK)
+        yield from (_plain(row) for row in rows)
+        if after is None:
+            return
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: value.isoformat() if isinstance(value, datetime) else value
+        for name, value in row.items()
+        if not name.startswith("_")
+    }
+
+
+def _json_lines(rows: Iterator[dict[str, Any]]) -> Iterator[str]:
+    for row in rows:
+        yield json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def _csv_lines(names: list[str], rows: Iterator[dict[str, Any]]) -> Iterator[str]:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer)
+    writer.writerow(names)
+    for row in rows:
+        writer.writerow([_cell(row[name]) for name in names])
+        yield buffer.getvalue()
+        buffer.seek(0)
+        buffer.truncate()
+    yield buffer.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """A CSV cell that no spreadsheet takes for a formula."""
+    if isinstance(value, (dict, list)):
+        value = json.dumps(value, ensure_ascii=False)
+    if isinstance(value, str) and value[:1] in {"=", "+", "-", "@", "\t", "\r"}:
+        return "'" + value
+    return value

@@ -1,0 +1,5 @@
+"""Pages and API of training."""
+
+from fastapi import APIRouter
+
+router = APIRouter()
