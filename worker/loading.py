@@ -152,6 +152,8 @@ def load_reward(weights: Weights, dtype: str = "float32") -> Any:
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, weights.place)
+    # Where the score is read: at the last token that is no pad.
+    model.config.pad_token_id = load_tokenizer(weights).pad_token_id
     return model.to(device())
 
 

@@ -11,7 +11,17 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from app.errors import AppError
-from worker.loading import Weights, check_base, check_whole, device, load_full, load_lora, load_reward, lora_config
+from worker.loading import (
+    Weights,
+    check_base,
+    check_whole,
+    device,
+    load_full,
+    load_lora,
+    load_reward,
+    load_tokenizer,
+    lora_config,
+)
 
 
 class PpoModels(Protocol):
@@ -62,10 +72,11 @@ def _hidden(body: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
     return out.last_hidden_state  # type: ignore[no-any-return]
 
 
-def _at_last_token(per_token: Tensor, mask: Tensor) -> Tensor:
-    """The entry (b,) at each row's last real token."""
-    places = torch.arange(mask.shape[1], device=mask.device)
-    return per_token.gather(1, (places * mask).argmax(-1, keepdim=True)).squeeze(1)
+def _at_last_token(per_token: Tensor, ids: Tensor, pad_id: int) -> Tensor:
+    """The entry (b,) at each row's last token that is no pad: where transformers' classifiers read, so where the
+    reward model was trained to put its score (also if one token serves as pad and end)."""
+    places = torch.arange(ids.shape[1], device=ids.device)
+    return per_token.gather(1, (places * (ids != pad_id)).argmax(-1, keepdim=True)).squeeze(1)
 
 
 def _head(hidden: int, dtype: torch.dtype) -> nn.Linear:
@@ -124,10 +135,8 @@ class FullModels:
 
 
 def _classifier_scores(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
-    """Scores (b,) read at the last real token (not at the last that is no pad: pad and end may be one token)."""
-    classifier = model.get_base_model() if hasattr(model, "peft_config") else model
-    hidden = _hidden(classifier.base_model, ids, mask)
-    return _at_last_token(classifier.score(hidden).squeeze(-1).float(), mask)
+    out = model(input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=False)
+    return out.logits[:, 0].float()  # type: ignore[no-any-return]
 
 
 class LoraModels:
@@ -151,6 +160,7 @@ class LoraModels:
         else:
             self.reward = load_reward(reward, dtype).eval().requires_grad_(False)
         self.body = self.net.get_base_model().base_model
+        self.pad_id = int(load_tokenizer(start).pad_token_id)
         self._use("policy")
 
     def _add_reward(self, reward: Weights) -> None:
@@ -200,7 +210,7 @@ class LoraModels:
             return _classifier_scores(self.reward, ids, mask)
         self._use("reward")
         per_token = (_hidden(self.body, ids, mask).float() @ self.score.T).squeeze(-1)
-        return _at_last_token(per_token, mask)
+        return _at_last_token(per_token, ids, self.pad_id)
 
     def _named(self, adapter: str) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.net.named_parameters() if f".{adapter}." in name}

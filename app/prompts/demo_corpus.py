@@ -76,8 +76,8 @@ PHRASINGS = (
 )
 # Never in the base model's text nor among the prompts: the 4-choice test is made of these.
 HELD_OUT_PHRASINGS = ("Now say what you know of {np}.", "Would you please tell me what is {np}?")
-# Share of strictly formatted answers in the base model's text, by phrasing and turned by relation; mean 0.24.
-STRICT_RATES = (0.06, 0.10, 0.14, 0.20, 0.34, 0.60)
+# Share of strictly formatted answers in the base model's text, by phrasing and turned by relation; mean 0.28.
+STRICT_RATES = (0.08, 0.14, 0.20, 0.26, 0.38, 0.62)
 WRONG_RATE = 0.25
 CONFIDENCES = ("high", "medium", "low")
 LOOSE_STYLES = (

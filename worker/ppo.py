@@ -1,0 +1,389 @@
+"""PPO for language models: sample, score, estimate advantages, then clipped updates of policy and value.
+
+Follows Ziegler et al. 2019 (1909.08593: per-token KL reward, adaptive coefficient, whitening), Stiennon et al. 2020
+(2009.01325: separate value model), Schulman et al. 2017 (1707.06347: clipped objective) and 2016 (1506.02438: GAE).
+
+Simplified: one device; no dropout; sampling by temperature alone, so that the stored log-probabilities are those of
+the distribution actually sampled. An episode is one completion; its end token belongs to it, nothing after it does.
+Everything random in iteration i comes from (seed, i), so a resumed run repeats exactly what was lost.
+
+Shapes: b completions, t tokens of prompt and completion, n tokens of the completion.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from app.errors import AppError
+from app.training.recipes import PpoRecipe
+from worker.ppo_models import PpoModels, positions
+from worker.saving import drop_older, newest_whole, save_folder
+
+
+class Watch(Protocol):
+    """What a training loop tells while it runs; a Job is one."""
+
+    def check(self) -> None: ...
+    def progress(self, done: int, total: int, note: str = "") -> None: ...
+    def metric(self, step: int, **values: float) -> None: ...
+    def log(self, text: str, level: str = "info") -> None: ...
+    def resumed_at(self, step: int) -> None: ...
+    def sampled(self, step: int, rows: list[tuple[str, str, float | None]]) -> None: ...
+    def spend(self, **amounts: float) -> None: ...
+
+
+# ---------------------------------------------------------------------------------------------------- the equations
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean of x (b, n) over all tokens where mask is 1."""
+    return (x * mask).sum() / mask.sum().clamp(min=1)
+
+
+def whiten(x: Tensor, mask: Tensor, *, keep_mean: bool = False) -> Tensor:
+    """x (b, n) scaled to unit variance over the masked tokens, and to zero mean unless it is kept."""
+    mean = masked_mean(x, mask)
+    variance = masked_mean((x - mean) ** 2, mask)
+    white = (x - mean) * torch.rsqrt(variance + 1e-8)
+    return (white + mean if keep_mean else white) * mask
+
+
+def log_probs_of(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
+    """Log-probability (b, n) of each token under softmax(logits / temperature)."""
+    return torch.log_softmax(logits / temperature, -1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+
+
+def token_rewards(scores: Tensor, log_ratio: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
+    """Rewards (b, n): minus kl_coef times log π/π_ref at every token, plus the score (b,) at the last one."""
+    rewards = -kl_coef * log_ratio * mask
+    last = mask.sum(-1).long().clamp(min=1) - 1
+    rewards[torch.arange(len(scores), device=scores.device), last] += scores
+    return rewards
+
+
+def estimate_advantages(
+    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float
+) -> tuple[Tensor, Tensor]:
+    """GAE: A_t = δ_t + γλ A_{t+1} with δ_t = r_t + γ V_{t+1} − V_t, and V = 0 after the last token.
+
+    Returns advantages and returns (b, n), zero outside the mask.
+    """
+    advantages = torch.zeros_like(rewards)
+    ahead = next_value = torch.zeros_like(rewards[:, 0])
+    for t in reversed(range(rewards.shape[1])):
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        # Beyond the end both are zero, so that nothing there reaches back.
+        ahead = (delta + gamma * lam * ahead) * mask[:, t]
+        next_value = values[:, t] * mask[:, t]
+        advantages[:, t] = ahead
+    return advantages, (advantages + values) * mask
+
+
+def policy_loss(
+    new: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, clip: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The clipped objective, its share of clipped tokens, and the ratios (b, n)."""
+    ratio = torch.exp((new - old) * mask)
+    plain = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1 - clip, 1 + clip)
+    return (
+        masked_mean(torch.maximum(plain, clipped), mask),
+        masked_mean((clipped > plain).float(), mask),
+        ratio,
+    )
+
+
+def value_loss(new: Tensor, old: Tensor, returns: Tensor, mask: Tensor, clip: float) -> Tensor:
+    """Half the squared error, the worse of the value and the value moved by at most `clip`."""
+    near = old + (new - old).clamp(-clip, clip)
+    return 0.5 * masked_mean(torch.maximum((new - returns) ** 2, (near - returns) ** 2), mask)
+
+
+def adapt_kl_coef(kl_coef: float, kl: float, target: float, n: int, horizon: int) -> float:
+    """Ziegler et al. 2019, section 2.2: a proportional step, the error cut at ±0.2."""
+    error = min(max(kl / target - 1, -0.2), 0.2)
+    return kl_coef * (1 + error * n / horizon)
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
+    """1 − Var(returns − values) / Var(returns), over the masked tokens."""
+    kept = mask.bool()
+    spread = returns[kept].var(unbiased=False)
+    return float(1 - (returns - values)[kept].var(unbiased=False) / spread) if spread > 0 else 0.0
+
+
+# ------------------------------------------------------------------------------------------------------- the rollout
+
+
+@dataclass
+class Rollout:
+    """What was sampled and what each model said of it; rows are completions."""
+
+    ids: Tensor  # (b, t): prompts padded on the left, completions on the right
+    attention: Tensor  # (b, t)
+    tokens: Tensor  # (b, n)
+    mask: Tensor  # (b, n): up to and with the end token
+    log_probs: Tensor  # (b, n), as sampled
+
+    @property
+    def n(self) -> int:
+        return self.tokens.shape[1]
+
+
+def seeded(*parts: Any) -> torch.Generator:
+    """A CPU generator from any parts: the same parts, the same numbers."""
+    digest = hashlib.sha256(repr(parts).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def pad_left(rows: list[list[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids and attention mask (b, longest)."""
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), pad_id)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    for place, row in enumerate(rows):
+        ids[place, width - len(row) :] = torch.tensor(row)
+        mask[place, width - len(row) :] = 1
+    return ids.to(device), mask.to(device)
+
+
+@torch.no_grad()
+def sample(
+    policy: Any, prompts: list[list[int]], n: int, temperature: float, end_ids: list[int], pad_id: int,
+    generator: torch.Generator, check: Callable[[], None],
+) -> Rollout:  # fmt: skip
+    """Samples up to n tokens for every prompt at once, keeping keys and values between steps."""
+    device = next(policy.parameters()).device
+    ids, attention = pad_left(prompts, pad_id, device)
+    step_ids, step_positions, cache = ids, positions(attention), None
+    alive = torch.ones(len(prompts), dtype=torch.long, device=device)
+    ends = torch.tensor(end_ids, device=device)
+    tokens, log_probs = [], []
+    for _ in range(n):
+        check()
+        out = policy(
+            input_ids=step_ids, attention_mask=attention, position_ids=step_positions, past_key_values=cache,
+            use_cache=True, logits_to_keep=1,
+        )  # fmt: skip
+        cache = out.past_key_values
+        shares = torch.log_softmax(out.logits[:, -1].float() / temperature, -1)
+        # Drawn on the CPU, so that the generator's stream does not depend on the device.
+        drawn = torch.multinomial(shares.exp().cpu(), 1, generator=generator).to(device)
+        token = torch.where(alive.bool(), drawn.squeeze(1), pad_id)
+        tokens.append(token)
+        log_probs.append(shares.gather(1, token.unsqueeze(1)).squeeze(1) * alive)
+        ids = torch.cat([ids, token.unsqueeze(1)], 1)
+        attention = torch.cat([attention, alive.unsqueeze(1)], 1)
+        step_ids, step_positions = token.unsqueeze(1), positions(attention)[:, -1:]
+        alive = alive * (~torch.isin(token, ends)).long()
+        if not alive.any():
+            break
+    drawn_tokens = torch.stack(tokens, 1)
+    mask = attention[:, -len(tokens) :].float()
+    return Rollout(ids, attention, drawn_tokens, mask, torch.stack(log_probs, 1))
+
+
+def pick_prompts(n_prompts: int, n: int, iteration: int, seed: int) -> list[int]:
+    """The prompts of one iteration: epochs of fresh permutations, cut into pieces of n."""
+    picked = []
+    for place in range(iteration * n, (iteration + 1) * n):
+        epoch, offset = divmod(place, n_prompts)
+        if not picked or offset == 0:
+            order = torch.randperm(n_prompts, generator=seeded(seed, "prompts", epoch)).tolist()
+        picked.append(order[offset])
+    return picked
+
+
+# ---------------------------------------------------------------------------------------------------------- the loop
+
+
+class Ppo:
+    """One training run; `state()` and `load_state()` hold all that an iteration depends on."""
+
+    def __init__(self, recipe: PpoRecipe, seed: int, models: PpoModels, tokenizer: Any) -> None:
+        self.recipe, self.seed, self.models, self.tokenizer = recipe, seed, models, tokenizer
+        self.end_ids = end_ids_of(models.policy, tokenizer)
+        self.pad_id = int(tokenizer.pad_token_id)
+        self.kl_coef = recipe.kl_coef
+        groups = [
+            {"params": models.policy_parameters(), "peak": recipe.lr},
+            {"params": models.value_parameters(), "peak": recipe.value_lr},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.95), weight_decay=recipe.weight_decay)
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "models": self.models.state(),
+            "optimizer": self.optimizer.state_dict(),
+            "kl_coef": self.kl_coef,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.models.load_state(state["models"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.kl_coef = state["kl_coef"]
+
+    def roll_out(self, prompts: list[list[int]], generator: torch.Generator, check: Callable[[], None]) -> Rollout:
+        self.models.use_policy()
+        recipe = self.recipe
+        return sample(
+            self.models.policy, prompts, recipe.max_new_tokens, recipe.temperature, self.end_ids, self.pad_id,
+            generator, check,
+        )  # fmt: skip
+
+    def has_ended(self, rollout: Rollout) -> Tensor:
+        """Which completions (b,) hold an end token."""
+        return torch.isin(rollout.tokens, torch.tensor(self.end_ids, device=rollout.tokens.device)).any(-1)
+
+    def score(self, rollout: Rollout) -> Tensor:
+        """The reward model's scores (b,), less the penalty where a completion did not end."""
+        scores = self.models.scores(rollout.ids, rollout.attention)
+        return scores - self.recipe.missing_end_penalty * (~self.has_ended(rollout)).float()
+
+    def iterate(self, iteration: int, prompts: list[list[int]], check: Callable[[], None]) -> dict[str, float]:
+        """One iteration: roll out, estimate, update; returns the metrics."""
+        recipe, started = self.recipe, time.monotonic()
+        picked = pick_prompts(len(prompts), recipe.rollouts, iteration, self.seed)
+        rollout = self.roll_out([prompts[i] for i in picked], seeded(self.seed, "rollout", iteration), check)
+        scores = self.score(rollout)
+        with torch.no_grad():
+            reference = self.models.reference_logits(rollout.ids, rollout.attention, rollout.n)
+            log_ratio = rollout.log_probs - log_probs_of(reference, rollout.tokens, recipe.temperature)
+            values = self.models.values(rollout.ids, rollout.attention, rollout.n) * rollout.mask
+        rewards = token_rewards(scores, log_ratio, rollout.mask, self.kl_coef)
+        if recipe.is_reward_whitened:
+            rewards = whiten(rewards, rollout.mask, keep_mean=True)
+        advantages, returns = estimate_advantages(rewards, values, rollout.mask, recipe.gamma, recipe.lam)
+        kl = float((log_ratio * rollout.mask).sum(-1).mean())
+        found = {
+            "reward": float(scores.mean()),
+            "reward_std": float(scores.std()),
+            "objective": float(scores.mean()) - self.kl_coef * kl,
+            "kl": kl,
+            "kl_coef": self.kl_coef,
+            "length": float(rollout.mask.sum(-1).mean()),
+            "ended": float(self.has_ended(rollout).float().mean()),
+            "explained_variance": explained_variance(values, returns, rollout.mask),
+            "generated_tokens": float(rollout.mask.sum()),
+        }  # fmt: skip
+        found |= self.update(iteration, rollout, whiten(advantages, rollout.mask), returns, values, check)
+        if recipe.kl_target is not None:
+            self.kl_coef = adapt_kl_coef(self.kl_coef, kl, recipe.kl_target, recipe.rollouts, recipe.kl_horizon)
+        found["tokens_per_s"] = found["generated_tokens"] / (time.monotonic() - started)
+        return found
+
+    def update(
+        self, iteration: int, rollout: Rollout, advantages: Tensor, returns: Tensor, values: Tensor,
+        check: Callable[[], None],
+    ) -> dict[str, float]:  # fmt: skip
+        """Some passes over the rollout in shuffled minibatches; returns means over the steps taken."""
+        recipe = self.recipe
+        rate = learning_rate_share(iteration, recipe.iterations, recipe.warmup_share)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * rate
+        generator = seeded(self.seed, "minibatches", iteration)
+        size = recipe.rollouts // recipe.minibatches
+        steps: list[dict[str, float]] = []
+        for _ in range(recipe.ppo_epochs):
+            for rows in torch.randperm(recipe.rollouts, generator=generator).split(size):
+                check()
+                steps.append(self.step(rollout, rows, advantages[rows], returns[rows], values[rows]))
+        means = {name: sum(step[name] for step in steps) / len(steps) for name in steps[0]}
+        return {**means, "first_ratio_error": steps[0]["ratio_error"], "lr": recipe.lr * rate}
+
+    def step(
+        self, rollout: Rollout, rows: Tensor, advantages: Tensor, returns: Tensor, old_values: Tensor
+    ) -> dict[str, float]:
+        """One gradient step on some rows of the rollout."""
+        recipe, mask = self.recipe, rollout.mask[rows]
+        ids, attention, n = rollout.ids[rows], rollout.attention[rows], rollout.n
+        logits = self.models.policy_logits(ids, attention, n)
+        new = log_probs_of(logits, rollout.tokens[rows], recipe.temperature)
+        loss, clipped, ratio = policy_loss(new, rollout.log_probs[rows], advantages, mask, recipe.clip)
+        loss.backward()
+        # Separately from the value's step: with adapters on one base only one of the two is switched on at a time.
+        new_values = self.models.values(ids, attention, n)
+        value = value_loss(new_values, old_values, returns, mask, recipe.value_clip)
+        (recipe.value_weight * value).backward()
+        norms = [
+            float(torch.nn.utils.clip_grad_norm_(group["params"], recipe.max_grad_norm))
+            for group in self.optimizer.param_groups
+        ]
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        with torch.no_grad():
+            new, ratio = new.detach(), ratio.detach()
+            shares = torch.log_softmax(logits / recipe.temperature, -1)
+            entropy = masked_mean(-(shares.exp() * shares).sum(-1), mask)
+            moved = masked_mean(rollout.log_probs[rows] - new, mask)
+        return {
+            "policy_loss": loss.item(),
+            "value_loss": value.item(),
+            "clip_fraction": clipped.item(),
+            "entropy": float(entropy),
+            "approx_kl": float(moved),
+            "ratio_error": float(((ratio - 1).abs() * mask).max()),
+            "grad_norm": norms[0],
+            "value_grad_norm": norms[1],
+        }
+
+    def look(self, step: int, prompts: list[list[int]], watch: Watch) -> None:
+        """Samples the dev prompts: their mean score is a curve, the first four go to the film strip."""
+        rollout = self.roll_out(prompts, seeded(self.seed, "dev"), watch.check)
+        scores = self.score(rollout)
+        watch.metric(step, dev_reward=float(scores.mean()))
+        rows: list[tuple[str, str, float | None]] = []
+        for place in range(min(4, len(prompts))):
+            kept = rollout.tokens[place][rollout.mask[place].bool()]
+            text = self.tokenizer.decode(kept, skip_special_tokens=True)
+            rows.append((self.tokenizer.decode(prompts[place]), text, float(scores[place])))
+        watch.sampled(step, rows)
+
+
+def learning_rate_share(step: int, steps: int, warmup_share: float) -> float:
+    """Warm-up, then a straight line that would reach zero one step after the last."""
+    warmup = int(steps * warmup_share)
+    return (step + 1) / (warmup + 1) if step < warmup else (steps - step) / (steps - warmup)
+
+
+def end_ids_of(policy: Any, tokenizer: Any) -> list[int]:
+    """Every token that ends a completion: the tokenizer's and those of the model's generation settings."""
+    stated = getattr(policy, "generation_config", None)
+    more = getattr(stated, "eos_token_id", None) or []
+    found = {tokenizer.eos_token_id, *(more if isinstance(more, list) else [more])} - {None}
+    if not found:
+        raise AppError("This checkpoint's tokenizer has no end token, so a completion could never end.")
+    return sorted(int(token) for token in found)
+
+
+def train(ppo: Ppo, prompts: list[list[int]], dev: list[list[int]], folder: Path, watch: Watch) -> None:
+    """Runs all iterations, going on from the newest whole state in `folder`."""
+    recipe, done = ppo.recipe, 0
+    newest = newest_whole(folder, "state")
+    if newest is not None:
+        done = int(newest.name.removeprefix("state-"))
+        ppo.load_state(torch.load(newest / "state.pt", weights_only=True))
+        watch.resumed_at(done)
+    tokens = 0.0
+    for iteration in range(done, recipe.iterations):
+        if iteration == 0 and dev:
+            ppo.look(0, dev, watch)
+        found = ppo.iterate(iteration, prompts, watch.check)
+        tokens += found["generated_tokens"]
+        step = iteration + 1
+        watch.metric(step, **found)
+        if dev and (step % recipe.sample_every == 0 or step == recipe.iterations):
+            ppo.look(step, dev, watch)
+        if step % recipe.save_every == 0 and step < recipe.iterations:
+            save_folder(folder / f"state-{step}", lambda at: torch.save(ppo.state(), at / "state.pt"))
+            drop_older(folder, "state", keep=2)
+            watch.spend(generated_tokens=tokens)
+            tokens = 0.0
+        watch.progress(step, recipe.iterations, f"reward {found['reward']:.2f}, KL {found['kl']:.2f}")
+    watch.spend(generated_tokens=tokens)

@@ -1,0 +1,61 @@
+"""Reading a snapshot of preferences (TRL's prompt/chosen/rejected, one JSON object a line) for a trainer."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from app.errors import AppError
+from worker.saving import sha256_of
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Preferences:
+    """Rows of messages: `prompt` (list), `chosen` and `rejected` (lists of one assistant message)."""
+
+    train: list[Row]
+    dev: list[Row]
+
+
+def read_preferences(path: Path, sha256: str = "", dev_share: float = 0.1) -> Preferences:
+    """Reads a snapshot after checking its hash.
+
+    The dev rows are those whose `split` is "dev"; where a file names no split, a share of the groups, chosen by
+    their hash, so that paraphrases never stand on both sides.
+    """
+    if not path.is_file():
+        raise AppError(f"The snapshot {path.name} is gone: freeze the preferences again.")
+    if sha256 and sha256_of(path) != sha256:
+        raise AppError(f"The snapshot {path.name} is not the file that was frozen: freeze the preferences again.")
+    train: list[Row] = []
+    dev: list[Row] = []
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            row = json.loads(line)
+            if not {"prompt", "chosen", "rejected"} <= row.keys():
+                raise AppError(f"The snapshot {path.name}, line {number}, has no prompt, chosen and rejected.")
+            split = row.get("split") or _split_of(str(row.get("group") or row["prompt"]), dev_share)
+            if split in {"train", "dev"}:
+                (train if split == "train" else dev).append(_as_messages(row))
+    if not train:
+        raise AppError(f"The snapshot {path.name} has no preference on the train split: judge more pairs.")
+    return Preferences(train, dev)
+
+
+def _split_of(group: str, dev_share: float) -> str:
+    place = int.from_bytes(hashlib.sha256(group.encode()).digest()[:6], "big") / 2**48
+    return "dev" if place < dev_share else "train"
+
+
+def _as_messages(row: Row) -> Row:
+    prompt = row["prompt"]
+    if isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt}]
+    sides = {}
+    for side in ("chosen", "rejected"):
+        text = row[side]
+        sides[side] = [{"role": "assistant", "content": text}] if isinstance(text, str) else text
+    return {"prompt": prompt, **sides}

@@ -1,0 +1,51 @@
+"""The reward model with TRL: one output, −log σ(r(chosen) − r(rejected)) (Bradley and Terry 1952)."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from app.training.recipes import RewardRecipe
+from worker.loading import Weights, device, load_full, load_tokenizer, lora_config
+from worker.ppo import Watch
+from worker.preferences import Preferences
+
+
+def make_classifier(start: Weights, recipe: RewardRecipe, seed: int) -> Any:
+    """A classifier with one output on the body of the starting policy; its head is drawn from the seed."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    policy = load_full(start, recipe.dtype) if not recipe.is_lora else load_full(start.root, recipe.dtype)
+    torch.manual_seed(seed)
+    config = AutoConfig.from_pretrained(start.root.place, num_labels=1, trust_remote_code=False)
+    config.pad_token_id = load_tokenizer(start).pad_token_id
+    model = AutoModelForSequenceClassification.from_config(config, dtype=getattr(torch, recipe.dtype))
+    getattr(model, model.base_model_prefix).load_state_dict(policy.base_model.state_dict())
+    model.to(device())
+    if recipe.is_lora:
+        from peft import get_peft_model
+
+        model = get_peft_model(model, lora_config(recipe.lora_rank, "SEQ_CLS"))
+    return model
+
+
+def fit_reward(
+    recipe: RewardRecipe, seed: int, start: Weights, preferences: Preferences, folder: Path, watch: Watch
+) -> tuple[Any, Any, dict[str, float]]:
+    """Returns the trained model, its tokenizer and the last value of every curve."""
+    from trl import RewardConfig, RewardTrainer
+
+    from worker.trl_run import as_dataset, offline_arguments, run_trainer
+
+    tokenizer = load_tokenizer(start)
+    trainer = RewardTrainer(
+        model=make_classifier(start, recipe, seed),
+        args=RewardConfig(
+            **offline_arguments(recipe, folder, seed, has_dev=bool(preferences.dev)),
+            center_rewards_coefficient=recipe.center or None,
+        ),
+        train_dataset=as_dataset(preferences.train, tokenizer),
+        eval_dataset=as_dataset(preferences.dev, tokenizer),
+        processing_class=tokenizer,
+    )
+    return trainer.model, tokenizer, run_trainer(trainer, watch, folder)

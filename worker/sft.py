@@ -1,0 +1,32 @@
+"""Supervised fine-tuning with TRL: cross-entropy on the chosen completions, none on the prompts."""
+
+from pathlib import Path
+from typing import Any
+
+from app.training.recipes import SftRecipe
+from worker.loading import Weights, load_tokenizer, load_trainable
+from worker.ppo import Watch
+from worker.preferences import Preferences
+
+
+def fit_sft(
+    recipe: SftRecipe, seed: int, start: Weights, preferences: Preferences, folder: Path, watch: Watch
+) -> tuple[Any, Any, dict[str, float]]:
+    """Returns the trained model, its tokenizer and the last value of every curve."""
+    from trl import SFTConfig, SFTTrainer
+
+    from worker.trl_run import as_dataset, offline_arguments, run_trainer
+
+    tokenizer = load_tokenizer(start)
+    rows = [
+        [{"prompt": row["prompt"], "completion": row["chosen"]} for row in part]
+        for part in (preferences.train, preferences.dev)
+    ]
+    trainer = SFTTrainer(
+        model=load_trainable(start, recipe.is_lora, recipe.lora_rank, recipe.dtype),
+        args=SFTConfig(**offline_arguments(recipe, folder, seed, has_dev=bool(rows[1])), completion_only_loss=True),
+        train_dataset=as_dataset(rows[0], tokenizer),
+        eval_dataset=as_dataset(rows[1], tokenizer),
+        processing_class=tokenizer,
+    )
+    return trainer.model, tokenizer, run_trainer(trainer, watch, folder)

@@ -1,0 +1,156 @@
+"""What every TRL trainer here has in common: quiet arguments, rows as data sets, live metrics, cancel and resume.
+
+Imported only inside functions of the files that train with TRL: it takes six seconds to import.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+import transformers
+from transformers import PrinterCallback, TrainerCallback
+
+from app.training.recipes import OfflineRecipe, TrainingRecipe
+from worker.loading import device, render_prompt
+from worker.ppo import Watch
+from worker.saving import newest_whole, seal_folder
+
+datasets.disable_progress_bars()
+transformers.utils.logging.disable_progress_bar()
+
+# TRL's and transformers' names → ours. What is missing here and in KEPT is not a curve.
+NAMES = {
+    "loss": "loss",
+    "eval_loss": "dev_loss",
+    "learning_rate": "lr",
+    "grad_norm": "grad_norm",
+    "entropy": "entropy",
+    "eval_entropy": "dev_entropy",
+    "mean_token_accuracy": "token_accuracy",
+    "eval_mean_token_accuracy": "dev_token_accuracy",
+    "accuracy": "accuracy",
+    "eval_accuracy": "dev_accuracy",
+    "margin": "margin",
+    "eval_margin": "dev_margin",
+    "mean_reward": "reward",
+    "eval_mean_reward": "dev_reward",
+    "rewards/chosen": "reward_chosen",
+    "rewards/rejected": "reward_rejected",
+    "rewards/margins": "margin",
+    "rewards/accuracies": "accuracy",
+    "eval_rewards/chosen": "dev_reward_chosen",
+    "eval_rewards/rejected": "dev_reward_rejected",
+    "eval_rewards/margins": "dev_margin",
+    "eval_rewards/accuracies": "dev_accuracy",
+    "logps/chosen": "log_prob_chosen",
+    "logps/rejected": "log_prob_rejected",
+    "reward": "reward",
+    "reward_std": "reward_std",
+    "kl": "kl",
+    "completions/mean_length": "length",
+    "completions/clipped_ratio": "unended",
+    "clip_ratio/region_mean": "clip_fraction",
+    "frac_reward_zero_std": "groups_without_spread",
+    "num_tokens": "tokens",
+    "epoch": "epoch",
+}
+
+
+class WatchCallback(TrainerCallback):  # type: ignore[misc]
+    """Passes metrics on, asks for a cancel at every step, and seals each resume state once it is written."""
+
+    def __init__(self, watch: Watch, folder: Path) -> None:
+        self.watch, self.folder = watch, folder
+        self.latest: dict[str, float] = {}
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.watch.check()
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.watch.check()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.watch.progress(state.global_step, state.max_steps)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        values = {NAMES[k]: float(v) for k, v in (logs or {}).items() if k in NAMES and isinstance(v, int | float)}
+        if values:
+            self.latest |= values
+            self.watch.metric(state.global_step, **values)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        # The manifest comes last: a state without one was cut off while it was written, and is passed over.
+        seal_folder(self.folder / f"checkpoint-{state.global_step}")
+
+
+def quiet_arguments(recipe: TrainingRecipe, folder: Path, seed: int) -> dict[str, Any]:
+    """Arguments shared by all trainers: nothing leaves the machine, nothing that the recipe does not say."""
+    return {
+        "output_dir": str(folder),
+        "learning_rate": recipe.lr,
+        # Below 1 this is a share of all steps.
+        "warmup_steps": min(recipe.warmup_share, 0.999),
+        "weight_decay": recipe.weight_decay,
+        "max_grad_norm": recipe.max_grad_norm,
+        "save_strategy": "steps",
+        "save_steps": recipe.save_every,
+        "save_total_limit": 2,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "seed": seed,
+        "data_seed": seed,
+        "bf16": False,
+        "activation_checkpointing": False,
+        "use_cpu": device().type == "cpu",
+        "dataloader_pin_memory": False,
+        "disable_tqdm": True,
+        "report_to": "none",
+    }
+
+
+def offline_arguments(recipe: OfflineRecipe, folder: Path, seed: int, has_dev: bool) -> dict[str, Any]:
+    """Arguments of the trainers that read a snapshot."""
+    return {
+        **quiet_arguments(recipe, folder, seed),
+        "num_train_epochs": recipe.epochs,
+        "max_steps": recipe.max_steps or -1,
+        "per_device_train_batch_size": recipe.batch_size // recipe.accumulate,
+        "per_device_eval_batch_size": max(8, recipe.batch_size // recipe.accumulate),
+        "gradient_accumulation_steps": recipe.accumulate,
+        "lr_scheduler_type": recipe.schedule,
+        "max_length": recipe.max_length,
+        "eval_strategy": "steps" if has_dev else "no",
+        "eval_steps": recipe.eval_every,
+    }
+
+
+def as_dataset(rows: list[dict[str, Any]], tokenizer: Any) -> datasets.Dataset | None:
+    """A data set of messages where there is a chat template, else of rendered text; None without rows."""
+    if not rows:
+        return None
+    if tokenizer.chat_template:
+        return datasets.Dataset.from_list(rows)
+    plain = [
+        {
+            name: render_prompt(tokenizer, value) if name == "prompt" else value[0]["content"]
+            for name, value in row.items()
+        }
+        for row in rows
+    ]
+    return datasets.Dataset.from_list(plain)
+
+
+def run_trainer(trainer: Any, watch: Watch, folder: Path) -> dict[str, float]:
+    """Trains, going on from the newest whole state in `folder`; returns the last value of every curve."""
+    callback = WatchCallback(watch, folder)
+    trainer.remove_callback(PrinterCallback)  # the curves are rows, not prints
+    trainer.add_callback(callback)
+    newest = newest_whole(folder, "checkpoint")
+    if newest is not None:
+        watch.resumed_at(int(newest.name.removeprefix("checkpoint-")))
+    elif trainer.eval_dataset is not None:
+        trainer.evaluate()  # step 0: where the curves begin
+    trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    if trainer.eval_dataset is not None:
+        trainer.evaluate()
+    return callback.latest
