@@ -88,8 +88,9 @@ def recipe_form(
             fields += recipe_form(session, kind, project_id, nested, errors, dotted + ".")
             continue
         extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
-        one = FormField(dotted, info.title or name.replace("_", " ").capitalize(), info.description or "", "text", value,
-                        errors=list(errors.get(dotted, [])), required=info.is_required() and not is_optional)  # fmt: skip
+        label = info.title or name.replace("_", " ").capitalize()
+        one = FormField(dotted, label, info.description or "", "text", value, errors=list(errors.get(dotted, [])))
+        one.required = info.is_required() and not is_optional
         _set_control(one, kind, extra, info.metadata)
         if extra.get("noun"):
             one.kind = "multi" if get_origin(kind) is list else "select"

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
+from urllib.parse import urlencode
 
 import sqlalchemy as sa
 from fastapi import Request
@@ -72,7 +73,12 @@ class TablePage:
     sort: str
     values: dict[str, str]
     path: str
-    query: str
+    first_url: str | None
+
+    def sort_url(self, name: str) -> str:
+        """The same table sorted by a column; pressed again, the other way round."""
+        kept = {key: value for key, value in self.values.items() if value}
+        return f"{self.path}?" + urlencode({**kept, "sort": name if self.sort == f"-{name}" else f"-{name}"})
 
 
 def respond(request: Request, session: Session, table: Table, fmt: Format, template: str, **context: Any) -> Response:
@@ -99,10 +105,11 @@ def read_page(request: Request, session: Session, table: Table) -> TablePage:
     asked = request.query_params
     next_url = str(request.url.include_query_params(after=after).query) if after else None
     values = {f.name: asked.get(f.name, "") for f in table.filters}
-    keep = "&".join(part for part in request.url.query.split("&") if part and not part.startswith("after="))
+    first = {key: value for key, value in asked.items() if key != "after"}
     return TablePage(
-        table, rows, f"{request.url.path}?{next_url}" if next_url else None, any(values.values()), asked.get("sort", ""),
-        values, request.url.path, keep,
+        table, rows, f"{request.url.path}?{next_url}" if next_url else None, any(values.values()),
+        asked.get("sort", ""), values, request.url.path,
+        f"{request.url.path}?{urlencode(first)}" if asked.get("after") else None,
     )  # fmt: skip
 
 

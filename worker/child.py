@@ -1,4 +1,4 @@
-"""One run in a process of its own: `python -m worker.child RUN ATTEMPT`. Learns of its parent's death by EOF on stdin."""
+"""One run in a process of its own: `python -m worker.child RUN ATTEMPT`. EOF on stdin tells it that its parent died."""
 
 import importlib
 import os
@@ -55,7 +55,7 @@ def work(run_id: int, attempt: int) -> str:
         status, error = "failed", known.message
     except Fenced:
         return "fenced"
-    except Exception:  # the one catch-all: whatever broke is shown on the run's page
+    except Exception:  # noqa: BLE001  the one catch-all: whatever broke is shown on the run's page
         status, error = "failed", traceback.format_exc()
     spent = {"cpu_seconds": time.process_time() - started[0], "wall_seconds": time.monotonic() - started[1]}
     try:

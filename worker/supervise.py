@@ -60,7 +60,7 @@ class Supervisor:
         self._lock = threading.Lock()
 
     def run_next(self) -> bool:
-        """Claims one run and sees it through; False when there was nothing to claim. The wake-up's id is only a hint."""
+        """Claims one run and sees it through; False when there was nothing to claim."""
         if self.is_stopping.is_set() or self._is_draining():
             return False
         run = self._claim()
@@ -119,7 +119,7 @@ class Supervisor:
                         is_asked = renew(session, run_id, attempt)
                 except Fenced:
                     # either the child has just ended the run itself, or another attempt took it over
-                    child.poll() or _wait_briefly(child)
+                    _wait_briefly(child)
                     return
                 except sa.exc.OperationalError:
                     log.warning("run %s: the database does not answer; beating again", run_id)

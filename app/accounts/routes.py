@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Form, Request
+from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import RedirectResponse, Response
 from sqlmodel import Session, col, select
 
@@ -33,22 +33,22 @@ def health(nobody: Public, session: Db) -> dict[str, str]:
 
 
 @router.get("/login")
-def show_login(request: Request, nobody: Public, next: str = "/") -> Response:
+def show_login(request: Request, nobody: Public, there: Annotated[str, Query(alias="next")] = "/") -> Response:
     """The sign-in page."""
-    return html(request, "accounts/login.html", title="Sign in", next=next, error="", name="")
+    return html(request, "accounts/login.html", title="Sign in", next=there, error="", name="")
 
 
 @router.post("/login")
 def log_in(
     request: Request, nobody: Public, session: Db, name: Annotated[str, Form(max_length=80)],
-    password: Annotated[str, Form(max_length=200)], next: Annotated[str, Form(max_length=2000)] = "/",
+    password: Annotated[str, Form(max_length=200)], there: Annotated[str, Form(alias="next", max_length=2000)] = "/",
 ) -> Response:  # fmt: skip
     """Signs in with a name and password."""
     try:
         account = check_password(session, name, password)
     except NotSignedIn as error:
-        return html(request, "accounts/login.html", 401, title="Sign in", next=next, error=error.message, name=name)
-    return _signed_in(session, account, next)
+        return html(request, "accounts/login.html", 401, title="Sign in", next=there, error=error.message, name=name)
+    return _signed_in(session, account, there)
 
 
 @router.get("/login/{secret}")

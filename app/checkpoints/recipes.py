@@ -19,7 +19,7 @@ class ImportCheckpointRecipe(Recipe):
 
 
 class NewEndpointRecipe(Recipe):
-    """An OpenAI-compatible server that needs no key (one with a key is made on its page, where the key is encrypted)."""
+    """An OpenAI-compatible server that needs no key (one with a key is made on its own page)."""
 
     kind: ClassVar[str] = "new_endpoint"
     verb: ClassVar[str] = "Add"

@@ -45,8 +45,9 @@ def _form_page(
         message for name, messages in errors.items() if name not in {f.name for f in fields} for message in messages
     ]
     return html(
-        request, "recipes/new.html", status_code=422 if errors else 200, title=f"{recipe.verb}: {kind.replace('_', ' ')}",
-        recipe=recipe, fields=fields, general=general, form_key=form_key, kind=kind, has_forecast=kind in FORECAST,
+        request, "recipes/new.html", status_code=422 if errors else 200,
+        title=f"{recipe.verb}: {kind.replace('_', ' ')}", recipe=recipe, fields=fields, general=general,
+        form_key=form_key, kind=kind, has_forecast=kind in FORECAST,
     )  # fmt: skip
 
 

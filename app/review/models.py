@@ -11,7 +11,7 @@ CHOICES = ("a", "b", "tie", "both_bad", "skip")
 
 
 class Queue(Row, table=True):
-    """Pairs drawn for people. An audit is a random sample and feeds every estimate; a repair queue only mends labels."""
+    """Pairs drawn for people. An audit is a random sample and feeds every estimate; a repair queue mends labels."""
 
     project_id: int = ref("project.id")
     name: str = Field(max_length=120)

@@ -7,8 +7,7 @@ from collections.abc import Iterable
 from functools import cache
 
 import sqlalchemy as sa
-from sqlalchemy.orm import aliased
-from sqlmodel import Session, col, select
+from sqlmodel import Session, SQLModel, col, select
 
 from app import __version__
 from app.config import settings
@@ -56,8 +55,8 @@ def launch(
         check_reference(session, noun, key, project_id)
     stored = recipe.stored()
     run = Run(
-        project_id=project_id, kind=recipe.kind, queue=recipe.pick_queue(session), title=recipe.title()[:200], recipe=stored,
-        recipe_sha256=sha256_of(stored), form_key=form_key, priority=priority, account_id=account_id,
+        project_id=project_id, kind=recipe.kind, queue=recipe.pick_queue(session), title=recipe.title()[:200],
+        recipe=stored, recipe_sha256=sha256_of(stored), form_key=form_key, priority=priority, account_id=account_id,
         code_version=__version__, packages=package_versions(),
     )  # fmt: skip
     session.add(run)
@@ -96,13 +95,17 @@ def send_wake_up(run_id: int, queue: str) -> None:
         log.warning("run %s: no wake-up sent, the broker is away; the ticker will repair it", run_id)
 
 
-def runnable(queues: Iterable[str]) -> sa.Select[tuple[int]]:
+def _needs() -> tuple[sa.FromClause, sa.FromClause]:
+    tables = SQLModel.metadata.tables
+    return tables["run_need"].alias(), tables["run"].alias()
+
+
+def runnable(queues: Iterable[str]) -> sa.Select[int]:
     """Ids of runs that may start: queued, not cancelled, everything needed done; best priority first."""
-    need, needed = aliased(RunNeed), aliased(Run)
-    unfinished = (
-        sa.select(need.run_id).join(needed, needed.id == need.needs_id)
-        .where(need.run_id == Run.id, needed.status != "done")
-    )  # fmt: skip
+    need, needed = _needs()
+    unfinished = sa.select(need.c.run_id).where(
+        need.c.run_id == col(Run.id), need.c.needs_id == needed.c.id, needed.c.status != "done"
+    )
     return (
         sa.select(col(Run.id))
         .where(col(Run.status) == "queued", col(Run.queue).in_(list(queues)), ~unfinished.exists())
@@ -206,14 +209,16 @@ def sweep(session: Session) -> int:
             n += 1
         except Fenced:
             log.info("run %s was taken back by another ticker", run_id)
-    need, needed = aliased(RunNeed), aliased(Run)
-    hopeless = (
-        sa.select(need.run_id).join(needed, needed.id == need.needs_id)
-        .where(need.run_id == Run.id, needed.status.in_(["failed", "cancelled"]))
-    )  # fmt: skip
+    need, needed = _needs()
+    hopeless = sa.select(need.c.run_id).where(
+        need.c.run_id == col(Run.id), need.c.needs_id == needed.c.id, needed.c.status.in_(["failed", "cancelled"])
+    )
     failed = session.execute(
         sa.update(Run).where(col(Run.status) == "queued", hopeless.exists())
-        .values(status="failed", ended_at=now(), error="A run that this one needs failed or was cancelled. Resume that one, then this.")
+        .values(
+            status="failed", ended_at=now(),
+            error="A run that this one needs failed or was cancelled. Resume that one, then this.",
+        )
     )  # fmt: skip
     return n + int(failed.rowcount)  # type: ignore[attr-defined]
 

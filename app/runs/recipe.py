@@ -1,4 +1,4 @@
-"""What every recipe has in common: one model that is form, row, API body, experiment step and worker argument at once."""
+"""A recipe: one model that is the form, the row's JSON, the API's body, an experiment's step, the worker's argument."""
 
 import hashlib
 import json
@@ -11,8 +11,8 @@ from sqlmodel import Session
 class Recipe(BaseModel):
     """One kind of run. Subclasses set `kind` and `queue` and add fields; extra fields are refused.
 
-    A field that holds the id of another row names the row's noun by `json_schema_extra={"noun": "checkpoint"}`: the form shows a
-    list of those rows, launch() checks that they belong to the project and records them as what the run read.
+    A field that holds the id of another row is made by points_to("checkpoint", …): the form shows a list of those rows,
+    launch() checks that they belong to the project and records them as what the run read.
     """
 
     model_config = ConfigDict(extra="forbid")

@@ -1,19 +1,19 @@
 """Runs: the list, one run's page with live progress and curves, cancel, resume, and its numbers as JSON."""
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import RedirectResponse, Response
 from sqlmodel import Session, SQLModel, col, select
 
-from app.db import Db, get
+from app.db import Db, db_now, get
 from app.errors import NotFound
 from app.html import html
 from app.projects.access import Member, Researcher, Viewer
-from app.runs.curves import read_curves
-from app.runs.models import ENDED, LIVE, LogLine, Run, RunIo, RunNeed, Sampled, Worker
+from app.runs.curves import list_figures, read_curves
+from app.runs.models import ENDED, LIVE, LogLine, Metric, Run, RunIo, RunNeed, Sampled, Worker
 from app.runs.queue import cancel, resume
 from app.tables import FORMATS, Column, Filter, Format, Table, respond
 
@@ -116,8 +116,8 @@ def show_run(request: Request, member: Viewer, session: Db, run_id: int) -> Resp
     )
     return html(
         request, "runs/show.html", title=f"Run {run.id}: {run.title}", run=run, read=links[False], made=links[True],
-        needs=needs.all(), recipe=yaml.safe_dump(run.recipe, sort_keys=False, allow_unicode=True), has_panel=run.kind in PANELS,
-        **_progress(session, run),
+        needs=needs.all(), recipe=yaml.safe_dump(run.recipe, sort_keys=False, allow_unicode=True),
+        has_panel=run.kind in PANELS, **_progress(session, run),
     )  # fmt: skip
 
 
@@ -130,7 +130,7 @@ def _progress(session: Session, run: Run) -> dict[str, Any]:
     if run.started_at and run.done:
         end = run.ended_at or datetime.now(UTC)
         rate = run.done / max((end - run.started_at).total_seconds(), 1e-9)
-    return {"lines": list(reversed(lines)), "left": left, "rate": rate}
+    return {"log_lines": list(reversed(lines)), "left": left, "rate": rate}
 
 
 @router.get("/p/{project}/runs/{run_id}/progress")
@@ -154,11 +154,40 @@ def show_samples(request: Request, member: Viewer, session: Db, run_id: int, ste
     return html(request, "runs/_samples.html", run=run, steps=steps, step=chosen, rows=rows.all())
 
 
-@router.get("/p/{project}/runs/{run_id}/curves.json")
-def curves(member: Viewer, session: Db, run_id: int, points: int = 500, after: int = -1) -> dict[str, Any]:
-    """The run's curves, decimated to at most `points` a curve."""
+@router.get("/p/{project}/runs/{run_id}/curves")
+def show_curves(request: Request, member: Viewer, session: Db, run_id: int) -> Response:
+    """The figures of a run; asks again until there is something to draw."""
     run = project_run(session, member, run_id)
-    return {"run": run.id, "status": run.status, "curves": read_curves(session, run.id, points=points, after=after)}
+    same = select(Run.id, Run.title).where(Run.project_id == run.project_id, Run.kind == run.kind, Run.id != run.id)
+    others = session.exec(same.order_by(col(Run.id).desc()).limit(20)).all()
+    beside = [int(one) for one in request.query_params.getlist("beside") if one.isdigit()]
+    figures = list_figures(session, run.id)
+    return html(request, "runs/_curves.html", run=run, figures=figures, others=others, beside=beside)
+
+
+@router.get("/p/{project}/runs/{run_id}/curves.json")
+def curves(
+    member: Viewer, session: Db, run_id: int, figure: str = "loss", points: int = 500,
+    beside: Annotated[list[int] | None, Query()] = None,
+) -> dict[str, Any]:  # fmt: skip
+    """One figure of the run, decimated to at most `points` a curve, with other runs laid over it."""
+    run = project_run(session, member, run_id)
+    runs = [run, *(project_run(session, member, one) for one in (beside or [])[:20])]
+    is_live = any(one.status in LIVE for one in runs)
+    series = read_curves(session, runs, figure, points=points)
+    return {"run": run.id, "series": series, "is_live": is_live, "y_label": figure.replace("_", " ")}
+
+
+@router.get("/p/{project}/runs/{run_id}/metrics.csv")
+def download_metrics(member: Viewer, session: Db, run_id: int) -> Response:
+    """Every stored point as CSV."""
+    run = project_run(session, member, run_id)
+    points = select(Metric).where(Metric.run_id == run.id).order_by(col(Metric.name), col(Metric.step))
+    lines = ["name,step,value,at"] + [
+        f"{m.name},{m.step},{'' if m.value is None else repr(m.value)},{m.at.isoformat()}" for m in session.exec(points)
+    ]
+    headers = {"Content-Disposition": f'attachment; filename="run-{run.id}-metrics.csv"'}
+    return Response("\n".join(lines) + "\n", media_type="text/csv; charset=utf-8", headers=headers)
 
 
 @router.get("/p/{project}/runs/{run_id}.json")
@@ -201,4 +230,4 @@ def resume_run_api(member: Researcher, session: Db, run_id: int) -> dict[str, An
 def list_workers(request: Request, member: Viewer, session: Db) -> Response:
     """Who works: queues, slots, device, heartbeat."""
     rows = session.exec(select(Worker).order_by(col(Worker.beat_at).desc()).limit(50)).all()
-    return html(request, "runs/workers.html", title="Workers", rows=rows)
+    return html(request, "runs/workers.html", title="Workers", rows=rows, clock=db_now(session))
