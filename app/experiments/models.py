@@ -19,6 +19,8 @@ class Experiment(Row, table=True):
     sha256: str = Field(max_length=64)
     scale: str = Field(default="tiny", max_length=24)
     seeds: list[int] = json_field(factory=list)
+    variables: dict[str, str] = json_field(factory=dict)  # what the file's {names} stood for
+    form_key: str | None = Field(default=None, max_length=64, unique=True)
     status: str = one_of("status", "running", "done", "failed", "cancelled", default="running")
     created_at: datetime = moment(is_now=True)
     ended_at: datetime | None = moment(nullable=True)
@@ -26,7 +28,11 @@ class Experiment(Row, table=True):
 
 
 class Step(Row, table=True):
-    """One step of one seed. Its recipe may point at other steps; its run is launched once those are done."""
+    """One step of one seed (seed 0: shared by all seeds). Its recipe may point at other steps as "@name".
+
+    `failed` is this step's own failure, `skipped` says that a step it needs failed. Its run is launched once the steps
+    it needs are done.
+    """
 
     __table_args__ = (sa.UniqueConstraint("experiment_id", "name", "seed"),)
     experiment_id: int = ref("experiment.id", index=False)

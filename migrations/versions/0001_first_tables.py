@@ -3,6 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
+
 revision = "0001"
 down_revision = None
 branch_labels = None
@@ -111,6 +112,8 @@ def upgrade() -> None:
         sa.Column("sha256", sa.String(length=64), nullable=False),
         sa.Column("scale", sa.String(length=24), nullable=False),
         sa.Column("seeds", sa.JSON(), nullable=False),
+        sa.Column("variables", sa.JSON(), nullable=False),
+        sa.Column("form_key", sa.String(length=64), nullable=True),
         sa.Column(
             "status",
             sa.Enum(
@@ -131,6 +134,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["account_id"], ["account.id"], name=op.f("fk_experiment_account_id")),
         sa.ForeignKeyConstraint(["project_id"], ["project.id"], name=op.f("fk_experiment_project_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_experiment")),
+        sa.UniqueConstraint("form_key", name=op.f("uq_experiment_form_key")),
     )
     with op.batch_alter_table("experiment", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_experiment_account_id"), ["account_id"], unique=False)
