@@ -28,16 +28,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from app.prompts.demo_corpus import four_choice_items, list_prompts
+from app.prompts.demo_corpus import STRICT_RATES, four_choice_items, list_prompts
 from app.prompts.strict_format import is_answer_exact, read_strict_format, score_by_rule
 from app.training.recipes import DemoBaseRecipe, DpoRecipe, GrpoRecipe, PpoRecipe, RewardRecipe, SftRecipe
 from worker import dpo, grpo, ppo, reward, sft
-from worker.demo_base import train_base, write_model
+from worker.demo_base import train_base
 from worker.loading import Weights, encode_prompt, load_full, load_tokenizer, render_prompt
 from worker.ppo import Ppo, sample, seeded
 from worker.ppo_models import load_ppo_models
 from worker.preferences import read_preferences
-from worker.saving import save_folder
+from worker.saving import save_folder, write_model
 
 FLIP_RATE = 0.1
 SAMPLES = 8
@@ -162,9 +162,9 @@ def run_arm(name: str, recipe: Any, seed: int, at: Path, base: Weights, is_loud:
         fit = {"sft": sft.fit_sft, "reward": reward.fit_reward, "dpo": dpo.fit_dpo}[name]
         model, tokenizer, kept = fit(recipe, seed, base, read_preferences(at / "snapshot.jsonl"), folder, watch)
     elif name == "grpo":
-        prompts = [grpo.RlPrompt(p["messages"], p["reference"]) for p in train]
+        prompts = [grpo.RlPrompt(p["messages"], [], p["reference"]) for p in train]
         rewarder = grpo.rule_reward(recipe.flip_rate, seed)
-        model, tokenizer, kept = grpo.fit_grpo(recipe, seed, base, prompts, rewarder, folder, watch)
+        model, tokenizer, kept = grpo.fit_grpo(recipe, seed, base, prompts, [], rewarder, folder, watch)
     else:
         tokenizer = load_tokenizer(base)
         models = load_ppo_models(base, Weights(str(at / "reward")), recipe.is_lora, recipe.lora_rank, recipe.dtype)
@@ -179,7 +179,9 @@ def run_arm(name: str, recipe: Any, seed: int, at: Path, base: Weights, is_loud:
 def run_seed(seed: int, args: argparse.Namespace, changes: dict[str, Any]) -> dict[str, dict[str, float]]:
     work = Path(args.work)
     base_recipe = make_recipe("base", changes)
-    key = hashlib.sha256(f"{base_recipe.stored()} {args.pairing} {args.per_prompt}".encode()).hexdigest()[:8]
+    key = hashlib.sha256(
+        f"{base_recipe.stored()} {args.pairing} {args.per_prompt} {STRICT_RATES}".encode()
+    ).hexdigest()[:8]
     at = work / f"{seed}-{key}"
     at.mkdir(parents=True, exist_ok=True)
     table: dict[str, dict[str, float]] = {}

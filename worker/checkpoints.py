@@ -63,6 +63,41 @@ def store_checkpoint(
         return row.id
 
 
+def store_trained(
+    job: Job, model: Any, tokenizer: Any, curves: dict[str, float], *, role: str = "policy", step: int
+) -> int:
+    """Stores what a trainer left in `model`: an adapter alone, or all weights; with the tokenizer."""
+    is_adapter = hasattr(model, "peft_config")
+
+    def write(folder: Path) -> None:
+        if is_adapter:
+            model.save_pretrained(folder, selected_adapters=["default"])  # not the frozen copies beside it
+        else:
+            model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    held_out = {name: value for name, value in curves.items() if name.startswith("dev_")}
+    return store_checkpoint(
+        job,
+        write,
+        method=job.recipe.kind,
+        role=role,
+        start=job.recipe.start,
+        is_adapter=is_adapter,
+        step=step,
+        n_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        facts={**facts_of(model, tokenizer), **held_out},
+    )
+
+
+def facts_of(model: Any, tokenizer: Any) -> dict[str, Any]:
+    """What a page says of a checkpoint beside its row."""
+    return {
+        "context": getattr(model.config, "max_position_embeddings", None),
+        "has_chat_template": bool(tokenizer.chat_template),
+    }
+
+
 def _base_of(session: Session, checkpoint_id: int) -> int:
     """The full weights an adapter trained from this checkpoint sits on."""
     row = get(session, Checkpoint, checkpoint_id)

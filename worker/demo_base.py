@@ -4,6 +4,7 @@ A plain next-token loop (cross-entropy over all tokens, AdamW, warm-up then cosi
 weights, so that the whole study fits a laptop's afternoon tea. It needs no resume state: it takes half a minute.
 """
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from app.prompts.demo_corpus import write_documents
+from app.prompts.demo_corpus import four_choice_items, write_documents
 from app.training.recipes import DemoBaseRecipe
+from worker.checkpoints import store_checkpoint
+from worker.job import Job
+from worker.saving import write_model
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -121,7 +125,24 @@ def train_base(
     return model.eval(), tokenizer
 
 
-def write_model(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Weights (safetensors), config and tokenizer into `folder`."""
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+def make_demo_base(job: Job) -> None:
+    """Trains the base and stores it as a checkpoint, with the 4-choice items (items.jsonl) beside the weights."""
+    recipe: DemoBaseRecipe = job.recipe
+
+    def on_step(step: int, values: dict[str, float]) -> None:
+        if step % 5 == 0 or step in {1, recipe.steps}:
+            job.metric(step, **values)
+        job.progress(step, recipe.steps, f"loss {values['loss']:.2f}")
+
+    model, tokenizer = train_base(recipe, job.seed, on_step)
+    items = four_choice_items()
+
+    def write(folder: Path) -> None:
+        write_model(model, tokenizer, folder)
+        lines = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
+        (folder / "items.jsonl").write_text(lines, encoding="utf-8")
+
+    n = sum(p.numel() for p in model.parameters())
+    facts = {"context": recipe.positions, "has_chat_template": True, "items": len(items)}
+    store_checkpoint(job, write, method="base", step=recipe.steps, n_parameters=n, facts=facts)
+    job.log(f"base with {n:,} weights; four-choice items: items.jsonl ({len(items)})")

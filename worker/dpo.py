@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from app.training.recipes import DpoRecipe
+from worker.checkpoints import store_trained, weights_of
+from worker.job import Job
 from worker.loading import Weights, load_full, load_tokenizer, load_trainable
 from worker.ppo import Watch
-from worker.preferences import Preferences
+from worker.preferences import Preferences, preferences_of
 
 
 def make_trainer(recipe: DpoRecipe, seed: int, start: Weights, preferences: Preferences, folder: Path) -> Any:
@@ -45,3 +47,14 @@ def fit_dpo(
 
     trainer = make_trainer(recipe, seed, start, preferences, folder)
     return trainer.model, trainer.processing_class, run_trainer(trainer, watch, folder)
+
+
+def train_dpo(job: Job) -> None:
+    """Trains on the recipe's snapshot and stores the checkpoint."""
+    recipe: DpoRecipe = job.recipe
+    preferences = preferences_of(job)
+    with job.read() as session:
+        start = weights_of(session, recipe.start)
+    model, tokenizer, curves = fit_dpo(recipe, job.seed, start, preferences, job.folder, job)
+    job.spend(labels=len(preferences.train), trained_tokens=curves.get("tokens", 0))
+    store_trained(job, model, tokenizer, curves, step=int(curves.get("step", 0)))

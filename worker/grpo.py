@@ -6,7 +6,6 @@ the starting checkpoint, which TRL loads again from where the policy came from.
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +13,24 @@ import torch
 
 from app.prompts.strict_format import score_by_rule
 from app.training.recipes import GrpoRecipe
-from worker.loading import Weights, encode_prompt, load_reward, load_tokenizer, load_trainable, render_prompt
-from worker.ppo import Watch, pad_left
+from worker.checkpoints import store_trained, weights_of
+from worker.job import Job
+from worker.loading import (
+    Weights,
+    context_of,
+    encode_prompt,
+    load_full,
+    load_reward,
+    load_tokenizer,
+    load_trainable,
+    render_prompt,
+)
+from worker.ppo import Watch, end_ids_of, pad_left, sample, seeded
 from worker.ppo_models import positions
+from worker.rl_prompts import RlPrompt, prompts_of
+from worker.saving import is_whole, save_folder, write_model
 
 RewardFunction = Callable[..., list[float]]
-
-
-@dataclass(frozen=True)
-class RlPrompt:
-    """A prompt to train on: its messages and, for the rule, its reference answer."""
-
-    messages: list[dict[str, str]]
-    reference: str | None = None
 
 
 def rule_reward(flip_rate: float, seed: int) -> RewardFunction:
@@ -69,6 +73,18 @@ def _text_of(completion: Any) -> str:
     return completion if isinstance(completion, str) else str(completion[0]["content"])
 
 
+def settle_start(start: Weights, folder: Path, recipe: GrpoRecipe) -> Weights:
+    """Where TRL finds policy and reference: full training from an adapter first merges it into a folder of its own,
+    for TRL loads the reference from where the policy's configuration says it came from."""
+    if recipe.is_lora or start.base is None:
+        return start
+    merged = folder / "start"
+    if not is_whole(merged):
+        model, tokenizer = load_full(start, recipe.dtype), load_tokenizer(start)
+        save_folder(merged, lambda at: write_model(model, tokenizer, at))
+    return Weights(str(merged))
+
+
 def make_trainer(
     recipe: GrpoRecipe, seed: int, start: Weights, prompts: list[RlPrompt], reward: RewardFunction, folder: Path
 ) -> Any:
@@ -77,6 +93,7 @@ def make_trainer(
 
     from worker.trl_run import quiet_arguments
 
+    start = settle_start(start, folder, recipe)
     tokenizer = load_tokenizer(start)
     rows = [
         {
@@ -108,12 +125,65 @@ def make_trainer(
     )
 
 
+@torch.no_grad()
+def look(
+    trainer: Any, recipe: GrpoRecipe, seed: int, dev: list[RlPrompt], reward: RewardFunction, watch: Watch, step: int
+) -> None:
+    """Samples the dev prompts: their mean reward is a curve, the first four go to the film strip."""
+    model, tokenizer = trainer.model, trainer.processing_class
+    model.eval()
+    ids, ends = [p.ids for p in dev], end_ids_of(model, tokenizer)
+    rollout = sample(
+        model, ids, recipe.max_new_tokens, recipe.temperature, ends, tokenizer.pad_token_id, seeded(seed, "dev"),
+        watch.check,
+    )  # fmt: skip
+    model.train()
+    kept = [row[mask.bool()].tolist() for row, mask in zip(rollout.tokens, rollout.mask, strict=True)]
+    texts = [tokenizer.decode(one, skip_special_tokens=True) for one in kept]
+    shown = [render_prompt(tokenizer, p.messages) for p in dev]
+    rewards = reward(
+        prompts=shown, completions=texts, completion_ids=kept, reference=[p.reference for p in dev], trainer_state=None
+    )
+    watch.metric(step, dev_reward=sum(rewards) / len(rewards))
+    watch.sampled(step, list(zip(shown, texts, rewards, strict=True))[:4])
+
+
 def fit_grpo(
-    recipe: GrpoRecipe, seed: int, start: Weights, prompts: list[RlPrompt], reward: RewardFunction, folder: Path,
-    watch: Watch,
+    recipe: GrpoRecipe, seed: int, start: Weights, prompts: list[RlPrompt], dev: list[RlPrompt],
+    reward: RewardFunction, folder: Path, watch: Watch,
 ) -> tuple[Any, Any, dict[str, float]]:  # fmt: skip
     """Returns the trained model, its tokenizer and the last value of every curve."""
-    from worker.trl_run import run_trainer
+    from worker.trl_run import LookCallback, run_trainer
 
-    trainer = make_trainer(recipe, seed, start, prompts, reward, folder)
-    return trainer.model, trainer.processing_class, run_trainer(trainer, watch, folder)
+    n_tokens = [0.0]
+
+    def counted(**given: Any) -> list[float]:
+        n_tokens[0] += sum(len(ids) for ids in given["completion_ids"])
+        return reward(**given)
+
+    trainer = make_trainer(recipe, seed, start, prompts, counted, folder)
+    if dev:
+        trainer.add_callback(
+            LookCallback(recipe.sample_every, lambda step: look(trainer, recipe, seed, dev, reward, watch, step))
+        )
+    curves = run_trainer(trainer, watch, folder)
+    watch.spend(generated_tokens=n_tokens[0])
+    return trainer.model, trainer.processing_class, curves
+
+
+def train_grpo(job: Job) -> None:
+    """Trains on the recipe's prompts and stores the checkpoint."""
+    recipe: GrpoRecipe = job.recipe
+    with job.read() as session:
+        start = weights_of(session, recipe.start)
+        judge = weights_of(session, recipe.reward) if recipe.reward is not None else None
+    tokenizer = load_tokenizer(start)
+    prompts, dev = prompts_of(job, tokenizer, context_of(start))
+    if judge is not None:
+        reward = model_reward(judge, recipe.dtype)
+    else:
+        reward = rule_reward(recipe.flip_rate, job.seed)
+        n_gold = sum(p.reference is not None for p in prompts)
+        job.log(f"rewarded by the rule, an oracle: {n_gold} of {len(prompts)} prompts have a reference answer")
+    model, tokenizer, curves = fit_grpo(recipe, job.seed, start, prompts, dev, reward, job.folder, job)
+    store_trained(job, model, tokenizer, curves, step=recipe.steps)

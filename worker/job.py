@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -97,7 +97,7 @@ class Job:
             session.execute(sa.delete(Sampled).where(col(Sampled.run_id) == self.run_id, col(Sampled.step) > step))
             session.add(LogLine(run_id=self.run_id, attempt=self.attempt, text=f"resumed after step {step}"))
 
-    def sampled(self, step: int, rows: list[tuple[str, str, float | None]]) -> None:
+    def sampled(self, step: int, rows: Sequence[tuple[str, str, float | None]]) -> None:
         """Adds (prompt, text, reward) of the fixed prompts to the film strip."""
         with self.write() as session:
             session.execute(sa.delete(Sampled).where(col(Sampled.run_id) == self.run_id, col(Sampled.step) == step))

@@ -88,6 +88,15 @@ def load_tokenizer(weights: Weights) -> Any:
     return tokenizer
 
 
+def context_of(weights: Weights) -> int | None:
+    """How many tokens the model was made for, if its configuration says."""
+    from transformers import AutoConfig
+
+    root = weights.root
+    config = AutoConfig.from_pretrained(root.place, **_known(root)).get_text_config()
+    return getattr(config, "max_position_embeddings", None)
+
+
 def load_full(weights: Weights, dtype: str = "float32") -> Any:
     """A causal language model with all weights in one; an adapter is merged into its base."""
     from transformers import AutoModelForCausalLM

@@ -12,7 +12,7 @@ Shapes: b completions, t tokens of prompt and completion, n tokens of the comple
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,7 +22,11 @@ from torch import Tensor
 
 from app.errors import AppError
 from app.training.recipes import PpoRecipe
-from worker.ppo_models import PpoModels, positions
+from worker.checkpoints import facts_of, store_checkpoint, weights_of
+from worker.job import Job
+from worker.loading import context_of, load_tokenizer
+from worker.ppo_models import PpoModels, load_ppo_models, positions
+from worker.rl_prompts import prompts_of
 from worker.saving import drop_older, newest_whole, save_folder
 
 
@@ -34,7 +38,7 @@ class Watch(Protocol):
     def metric(self, step: int, **values: float) -> None: ...
     def log(self, text: str, level: str = "info") -> None: ...
     def resumed_at(self, step: int) -> None: ...
-    def sampled(self, step: int, rows: list[tuple[str, str, float | None]]) -> None: ...
+    def sampled(self, step: int, rows: Sequence[tuple[str, str, float | None]]) -> None: ...
     def spend(self, **amounts: float) -> None: ...
 
 
@@ -191,7 +195,7 @@ def sample(
 
 def pick_prompts(n_prompts: int, n: int, iteration: int, seed: int) -> list[int]:
     """The prompts of one iteration: epochs of fresh permutations, cut into pieces of n."""
-    picked = []
+    picked: list[int] = []
     for place in range(iteration * n, (iteration + 1) * n):
         epoch, offset = divmod(place, n_prompts)
         if not picked or offset == 0:
@@ -387,3 +391,33 @@ def train(ppo: Ppo, prompts: list[list[int]], dev: list[list[int]], folder: Path
             tokens = 0.0
         watch.progress(step, recipe.iterations, f"reward {found['reward']:.2f}, KL {found['kl']:.2f}")
     watch.spend(generated_tokens=tokens)
+
+
+def train_ppo(job: Job) -> None:
+    """Trains on the recipe's prompts and stores the policy as a checkpoint."""
+    recipe: PpoRecipe = job.recipe
+    with job.read() as session:
+        start, reward = weights_of(session, recipe.start), weights_of(session, recipe.reward)
+    tokenizer = load_tokenizer(start)
+    if load_tokenizer(reward).get_vocab() != tokenizer.get_vocab():
+        raise AppError("The reward model reads other tokens than the policy writes: train one on the same base.")
+    prompts, dev = prompts_of(job, tokenizer, context_of(start))
+    torch.manual_seed(job.seed)  # fresh adapters are drawn from it
+    models = load_ppo_models(start, reward, recipe.is_lora, recipe.lora_rank, recipe.dtype)
+    ppo = Ppo(recipe, job.seed, models, tokenizer)
+    train(ppo, [p.ids for p in prompts], [p.ids for p in dev], job.folder, job)
+
+    def write(folder: Path) -> None:
+        models.save_policy(folder)
+        tokenizer.save_pretrained(folder)
+
+    store_checkpoint(
+        job,
+        write,
+        method="ppo",
+        start=recipe.start,
+        is_adapter=recipe.is_lora,
+        step=recipe.iterations,
+        n_parameters=sum(p.numel() for p in models.policy_parameters()),
+        facts=facts_of(models.policy, tokenizer),
+    )

@@ -64,12 +64,12 @@ def positions(mask: Tensor) -> Tensor:
 def _logits(model: nn.Module, ids: Tensor, mask: Tensor, n: int) -> Tensor:
     """Only the positions that predict the completion pass through the output layer."""
     out = model(input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=False, logits_to_keep=n + 1)
-    return out.logits[:, :-1].float()  # type: ignore[no-any-return]
+    return out.logits[:, :-1].float()
 
 
 def _hidden(body: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
     out = body(input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=False)
-    return out.last_hidden_state  # type: ignore[no-any-return]
+    return out.last_hidden_state
 
 
 def _at_last_token(per_token: Tensor, ids: Tensor, pad_id: int) -> Tensor:
@@ -109,7 +109,7 @@ class FullModels:
 
     def values(self, ids: Tensor, mask: Tensor, n: int) -> Tensor:
         hidden = _hidden(self.value_body, ids, mask)[:, -n - 1 : -1]
-        return self.value_head(hidden).squeeze(-1).float()  # type: ignore[no-any-return]
+        return self.value_head(hidden).squeeze(-1).float()
 
     @torch.no_grad()
     def scores(self, ids: Tensor, mask: Tensor) -> Tensor:
@@ -136,7 +136,7 @@ class FullModels:
 
 def _classifier_scores(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
     out = model(input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=False)
-    return out.logits[:, 0].float()  # type: ignore[no-any-return]
+    return out.logits[:, 0].float()
 
 
 class LoraModels:
@@ -202,7 +202,7 @@ class LoraModels:
     def values(self, ids: Tensor, mask: Tensor, n: int) -> Tensor:
         self._use("value")
         hidden = _hidden(self.body, ids, mask)[:, -n - 1 : -1]
-        return self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1).float()  # type: ignore[no-any-return]
+        return self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1).float()
 
     @torch.no_grad()
     def scores(self, ids: Tensor, mask: Tensor) -> Tensor:

@@ -6,7 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from app.config import settings
+from app.db import get
 from app.errors import AppError
+from app.training.models import Snapshot
+from worker.job import Job
 from worker.saving import sha256_of
 
 Row = dict[str, Any]
@@ -43,6 +47,17 @@ def read_preferences(path: Path, sha256: str = "", dev_share: float = 0.1) -> Pr
     if not train:
         raise AppError(f"The snapshot {path.name} has no preference on the train split: judge more pairs.")
     return Preferences(train, dev)
+
+
+def preferences_of(job: Job) -> Preferences:
+    """The rows of the snapshot that a run's recipe names; says in the log how many."""
+    with job.read() as session:
+        snapshot = get(session, Snapshot, job.recipe.snapshot)
+    if snapshot.state != "ready":
+        raise AppError(f"The snapshot {snapshot.name} is not written yet: wait for its run to end.")
+    found = read_preferences(settings().data_path / snapshot.path, snapshot.sha256)
+    job.log(f"{len(found.train)} preferences to train on, {len(found.dev)} held out (dev)")
+    return found
 
 
 def _split_of(group: str, dev_share: float) -> str:

@@ -6,9 +6,11 @@ from typing import Any
 import torch
 
 from app.training.recipes import RewardRecipe
+from worker.checkpoints import store_trained, weights_of
+from worker.job import Job
 from worker.loading import Weights, device, load_full, load_tokenizer, lora_config
 from worker.ppo import Watch
-from worker.preferences import Preferences
+from worker.preferences import Preferences, preferences_of
 
 
 def make_classifier(start: Weights, recipe: RewardRecipe, seed: int) -> Any:
@@ -49,3 +51,14 @@ def fit_reward(
         processing_class=tokenizer,
     )
     return trainer.model, tokenizer, run_trainer(trainer, watch, folder)
+
+
+def train_reward(job: Job) -> None:
+    """Trains on the recipe's snapshot and stores the checkpoint."""
+    recipe: RewardRecipe = job.recipe
+    preferences = preferences_of(job)
+    with job.read() as session:
+        start = weights_of(session, recipe.start)
+    model, tokenizer, curves = fit_reward(recipe, job.seed, start, preferences, job.folder, job)
+    job.spend(labels=len(preferences.train), trained_tokens=curves.get("tokens", 0))
+    store_trained(job, model, tokenizer, curves, role="reward", step=int(curves.get("step", 0)))

@@ -105,3 +105,9 @@ def drop_older(parent: Path, prefix: str, keep: int) -> None:
     numbered.sort(key=lambda p: int(p.name.removeprefix(f"{prefix}-")))
     for folder in [*numbered[:-keep], *parent.glob(f".{prefix}-*.partial")]:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_model(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Weights (safetensors), config and tokenizer into `folder`."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

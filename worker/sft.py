@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from app.training.recipes import SftRecipe
+from worker.checkpoints import store_trained, weights_of
+from worker.job import Job
 from worker.loading import Weights, load_tokenizer, load_trainable
 from worker.ppo import Watch
-from worker.preferences import Preferences
+from worker.preferences import Preferences, preferences_of
 
 
 def fit_sft(
@@ -30,3 +32,14 @@ def fit_sft(
         processing_class=tokenizer,
     )
     return trainer.model, tokenizer, run_trainer(trainer, watch, folder)
+
+
+def train_sft(job: Job) -> None:
+    """Trains on the recipe's snapshot and stores the checkpoint."""
+    recipe: SftRecipe = job.recipe
+    preferences = preferences_of(job)
+    with job.read() as session:
+        start = weights_of(session, recipe.start)
+    model, tokenizer, curves = fit_sft(recipe, job.seed, start, preferences, job.folder, job)
+    job.spend(labels=len(preferences.train), trained_tokens=curves.get("tokens", 0))
+    store_trained(job, model, tokenizer, curves, step=int(curves.get("step", 0)))

@@ -3,6 +3,8 @@
 Imported only inside functions of the files that train with TRL: it takes six seconds to import.
 """
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +58,13 @@ NAMES = {
 }
 
 
-class WatchCallback(TrainerCallback):  # type: ignore[misc]
+class WatchCallback(TrainerCallback):
     """Passes metrics on, asks for a cancel at every step, and seals each resume state once it is written."""
 
     def __init__(self, watch: Watch, folder: Path) -> None:
         self.watch, self.folder = watch, folder
         self.latest: dict[str, float] = {}
+        self._tokens: tuple[float, float] | None = None  # how many, and when
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.watch.check()
@@ -74,13 +77,34 @@ class WatchCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         values = {NAMES[k]: float(v) for k, v in (logs or {}).items() if k in NAMES and isinstance(v, int | float)}
+        if "tokens" in values and "loss" in values:
+            at = time.monotonic()
+            if self._tokens is not None and values["tokens"] > self._tokens[0]:
+                values["tokens_per_s"] = (values["tokens"] - self._tokens[0]) / (at - self._tokens[1])
+            self._tokens = values["tokens"], at
         if values:
             self.latest |= values
             self.watch.metric(state.global_step, **values)
+        self.latest["step"] = state.global_step
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         # The manifest comes last: a state without one was cut off while it was written, and is passed over.
         seal_folder(self.folder / f"checkpoint-{state.global_step}")
+
+
+class LookCallback(TrainerCallback):
+    """Calls `look(step)` before the first step, every few steps and after the last."""
+
+    def __init__(self, every: int, look: Callable[[int], None]) -> None:
+        self.every, self.look = every, look
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == 0:
+            self.look(0)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step % self.every == 0 or state.global_step == state.max_steps:
+            self.look(state.global_step)
 
 
 def quiet_arguments(recipe: TrainingRecipe, folder: Path, seed: int) -> dict[str, Any]:
