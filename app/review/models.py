@@ -61,3 +61,4 @@ class Override(Row, table=True):
     answer_id: int | None = ref("answer.id", nullable=True)
     made_at: datetime = moment(is_now=True)
     withdrawn_at: datetime | None = moment(nullable=True)
+    withdrawn_by_id: int | None = ref("account.id", nullable=True, index=False)  # by hand; else the answers changed

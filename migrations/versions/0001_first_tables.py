@@ -1022,9 +1022,11 @@ def upgrade() -> None:
         sa.Column("answer_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=True),
         sa.Column("made_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("withdrawn_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("withdrawn_by_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=True),
         sa.ForeignKeyConstraint(["account_id"], ["account.id"], name=op.f("fk_override_account_id")),
         sa.ForeignKeyConstraint(["answer_id"], ["answer.id"], name=op.f("fk_override_answer_id")),
         sa.ForeignKeyConstraint(["pair_id"], ["pair.id"], name=op.f("fk_override_pair_id")),
+        sa.ForeignKeyConstraint(["withdrawn_by_id"], ["account.id"], name=op.f("fk_override_withdrawn_by_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_override")),
     )
     with op.batch_alter_table("override", schema=None) as batch_op:
