@@ -141,6 +141,7 @@ def reading() -> Iterator[Session]:
         try:
             yield session
         finally:
+            session.expunge_all()  # what was read stays readable: a rollback would empty it
             session.rollback()
 
 
@@ -148,7 +149,11 @@ def reading() -> Iterator[Session]:
 def transaction() -> Iterator[Session]:
     """A session committed as a whole at the end, or not at all; then what waited for the commit is sent."""
     with Session(engine().execution_options(is_write=True), expire_on_commit=False) as session:
-        yield session
+        try:
+            yield session
+        except BaseException:
+            session.expunge_all()  # an error page still names who is signed in
+            raise
         session.commit()
     for send in session.info.get("after_commit", []):
         try:

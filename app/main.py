@@ -20,7 +20,7 @@ from app.benchmarks import routes as benchmarks
 from app.checkpoints import routes as checkpoints
 from app.config import settings
 from app.constitutions import routes as constitutions
-from app.db import ROOT, check_schema
+from app.db import ROOT, check_schema, reading
 from app.errors import AppError, Forbidden, Invalid, NotSignedIn, Unavailable
 from app.experiments import routes as experiments
 from app.grading import routes as grading
@@ -114,7 +114,11 @@ def _error(request: Request, error: AppError) -> Response:
         content = {"error": error.message, "fields": error.fields}
         return JSONResponse(content, status_code=error.status_code)
     template = "_error.html" if request.headers.get("hx-request") else "error.html"
-    return html(request, template, error.status_code, title="Something is in the way", error=error)
+    if error.status_code >= 500:
+        request.state.member = None  # the rail would ask the database, which may be what failed
+    with reading() as session:  # the request's own session has been rolled back; this one connects only when asked
+        request.state.session = session
+        return html(request, template, error.status_code, title="Something is in the way", error=error)
 
 
 async def _show_app_error(request: Request, error: Exception) -> Response:

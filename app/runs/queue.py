@@ -126,9 +126,11 @@ def claim(session: Session, queues: Iterable[str], worker: str, slot: str | None
     chosen = runnable(queues).limit(1)
     if session.get_bind().dialect.name == "postgresql":
         chosen = chosen.with_for_update(skip_locked=True, of=Run)
+    # Two statements, since Postgres may run a locking subquery of an UPDATE more than once, each time for another row.
+    run_id = session.execute(chosen).scalar()
     changed = session.execute(
         sa.update(Run)
-        .where(col(Run.id).in_(chosen.scalar_subquery()), col(Run.status) == "queued")
+        .where(col(Run.id) == run_id, col(Run.status) == "queued")
         .values(
             status="running", worker=worker, slot=slot, attempt=Run.attempt + 1, error=None,
             lease_until=db_now(session) + settings().lease_s, started_at=sa.func.coalesce(Run.started_at, now()),

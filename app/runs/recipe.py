@@ -4,7 +4,7 @@ import hashlib
 import json
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from sqlmodel import Session
 
 
@@ -15,7 +15,7 @@ class Recipe(BaseModel):
     launch() checks that they belong to the project and records them as what the run read.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     kind: ClassVar[str]
     queue: ClassVar[str] = "cpu"
@@ -23,6 +23,12 @@ class Recipe(BaseModel):
 
     name: str = Field("", max_length=120, title="Name", description="What the result is called; made up when empty.")
     seed: int = Field(1, ge=0, le=2**31 - 1, title="Seed")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_storable(cls, values: Any) -> Any:
+        check_text(values)
+        return values
 
     def stored(self) -> dict[str, Any]:
         """The recipe as its run's row keeps it."""
@@ -45,6 +51,22 @@ class Recipe(BaseModel):
             if noun and value is not None:
                 found += [(noun, one) for one in (value if isinstance(value, list) else [value])]
         return found
+
+
+def check_text(value: Any) -> None:
+    """Raises ValueError for text that no database stores: NUL characters and lone surrogates, however deep."""
+    if isinstance(value, str):
+        if "\x00" in value:
+            raise ValueError("the text holds a NUL character: take it out")
+        if any("\ud800" <= c <= "\udfff" for c in value):
+            raise ValueError("the text holds half of a character (a lone surrogate): take it out")
+    elif isinstance(value, dict):
+        for key, one in value.items():
+            check_text(key)
+            check_text(one)
+    elif isinstance(value, (list, tuple)):
+        for one in value:
+            check_text(one)
 
 
 def noun_of(field: Any) -> str:
