@@ -10,7 +10,8 @@
   const HEIGHT = 240;
 
   const token = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-  const colourOf = (arm) => token(`--arm-${(arm || "other").replaceAll("_", "-")}`) || token("--arm-other");
+  const colourOf = (arm) => (arm ? token(`--arm-${arm.replaceAll("_", "-")}`) || token("--arm-other") : token("--accent"));
+  const DASHES = [[], [7, 4], [2, 3], [9, 3, 2, 3]]; // series of one colour are told apart by their dashes
 
   // Exponential mean without the bias of its start (as in Kingma & Ba 2015, sec. 3), skipping what was not measured.
   function smooth(values, weight) {
@@ -96,10 +97,13 @@
       const axis = { stroke: token("--soft"), grid: { stroke: token("--line"), width: 1 }, ticks: { show: false }, font: "12px system-ui, sans-serif" };
       const number = (u, v) => (v === null || v === undefined ? "–" : Number(v.toPrecision(4)).toString());
       const series = [{ label: this.state.x === "step" ? "step" : "seconds" }];
+      const nth = {};
       for (const s of this.data.series) {
         const stroke = colourOf(s.arm);
-        const line = { label: s.label, stroke, width: 1.75, spanGaps: true, points: { show: s.value.length < 12, size: 5, fill: stroke }, value: number };
-        if (this.state.weight) series.push({ ...line, label: `${s.label} (raw)`, class: "raw", width: 1, alpha: 0.35, points: { show: false } }, line);
+        nth[stroke] = (nth[stroke] ?? -1) + 1;
+        const dash = DASHES[nth[stroke] % DASHES.length];
+        const line = { label: s.label, stroke, dash, width: 1.75, spanGaps: true, points: { show: s.value.length < 12, size: 5, fill: stroke }, value: number };
+        if (this.state.weight) series.push({ ...line, label: `${s.label} (raw)`, class: "raw", dash: [], width: 1, alpha: 0.35, points: { show: false } }, line);
         else series.push(line);
       }
       const options = {

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from jinja2 import ChoiceLoader, DictLoader, Environment, FileSystemLoader, StrictUndefined, UndefinedError
+from jinja2 import ChoiceLoader, DictLoader, FileSystemLoader, UndefinedError
+
+from app.html import FormField, jinja
 
 ROOT = Path(__file__).parent.parent
 CSS = (ROOT / "static/app.css").read_text()
@@ -19,18 +21,13 @@ IMPORTS = """{% import "components/ui.html" as ui %}{% import "components/form.h
 
 def render(body: str, **context: Any) -> str:
     page = IMPORTS + body
-    loader = ChoiceLoader([DictLoader({"page.html": page}), FileSystemLoader(ROOT / "templates")])
-    return (
-        Environment(loader=loader, undefined=StrictUndefined, autoescape=True)
-        .get_template("page.html")
-        .render(**context)
-    )
+    env = jinja().overlay()  # the app's own settings, with one page more
+    env.loader = ChoiceLoader([DictLoader({"page.html": page}), FileSystemLoader(ROOT / "templates")])
+    return env.get_template("page.html").render(**context)
 
 
-def field(**given: Any) -> SimpleNamespace:
-    blank: dict[str, Any] = {"help": "", "value": None, "choices": [], "errors": [], "required": True}
-    blank |= {"min": None, "max": None, "step": None, "id": given["name"].replace(".", "-")}
-    return SimpleNamespace(**{**blank, **given})
+def field(name: str, label: str, kind: Any, **given: Any) -> FormField:
+    return FormField(name, label, given.pop("help", ""), kind, **{"required": True, **given})
 
 
 MEMBER = SimpleNamespace(
@@ -88,7 +85,7 @@ def test_checkbox_is_preceded_by_a_hidden_false_and_errors_are_tied_to_the_contr
         r'<input[^>]*type="checkbox" value="true" checked',
         page,
     )
-    assert 'aria-describedby="optim-lr-help optim-lr-error"' in page and 'aria-invalid="true"' in page
+    assert 'aria-describedby="f-optim-lr-help f-optim-lr-error"' in page and 'aria-invalid="true"' in page
     assert re.findall(r'<option value="(\d)" selected', page) == ["2", "1"]
     assert "&lt;b&gt;" in page and 'min="0"' in page
 

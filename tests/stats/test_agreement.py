@@ -27,12 +27,12 @@ from app.stats.agreement import (
 from app.stats.rewards import brier, expected_calibration_error, ranking_accuracy, shared_bins
 
 # Krippendorff, Content Analysis, ch. 12: the reliability data of four observers with gaps (None).
-_ = None
-TEXTBOOK = [
-    [1, 2, 3, 3, 2, 1, 4, 1, 2, _, _, _],
-    [1, 2, 3, 3, 2, 2, 4, 1, 2, 5, _, 3],
-    [_, 3, 3, 3, 2, 3, 4, 2, 2, 5, 1, _],
-    [1, 2, 3, 3, 2, 4, 4, 1, 2, 5, 1, _],
+NO = None
+TEXTBOOK: list[list[int | None]] = [
+    [1, 2, 3, 3, 2, 1, 4, 1, 2, NO, NO, NO],
+    [1, 2, 3, 3, 2, 2, 4, 1, 2, 5, NO, 3],
+    [NO, 3, 3, 3, 2, 3, 4, 2, 2, 5, 1, NO],
+    [1, 2, 3, 3, 2, 4, 4, 1, 2, 5, 1, NO],
 ]
 
 
