@@ -1,0 +1,124 @@
+"""An experiment as rows for the board, the terminal and JSON: steps by seed, how far, how long still."""
+
+from collections import Counter
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlmodel import Session, col, select
+
+from app.experiments.models import Experiment, Step
+from app.runs.models import Run
+from app.runs.routes import seconds_left
+
+# How long a step of the demo takes, by kind, in seconds on two cores. Only the proportions matter: they are scaled by
+# what this experiment's own finished steps took.
+USUAL_S = {
+    "import_prompts": 1, "import_pairs": 2, "import_checkpoint": 1, "new_endpoint": 1, "new_judge": 1, "demo_base": 40,
+    "generate": 15, "judge": 3, "audit": 1, "snapshot": 1, "sft": 20, "reward": 20, "dpo": 35, "ppo": 60, "grpo": 60,
+    "benchmark": 14, "grading": 10,
+}  # fmt: skip
+
+
+@dataclass
+class Cell:
+    """A step of one seed, with its run if it has one."""
+
+    step: Step
+    run: Run | None
+
+    @property
+    def state(self) -> str:
+        """The step's status, or its run's while that is live."""
+        return self.run.status if self.run is not None and self.step.status == "launched" else self.step.status
+
+    @property
+    def seconds(self) -> float | None:
+        """How long the run took, or has been going."""
+        if self.run is None or self.run.started_at is None:
+            return None
+        return ((self.run.ended_at or datetime.now(UTC)) - self.run.started_at).total_seconds()
+
+
+@dataclass
+class BoardRow:
+    """A step of the file: one cell for all seeds, or one a seed."""
+
+    name: str
+    arm: str
+    kind: str
+    cells: list[Cell]
+    is_shared: bool
+
+
+@dataclass
+class Board:
+    """What the page draws."""
+
+    experiment: Experiment
+    rows: list[BoardRow]
+    n_done: int
+    n_lost: int
+    n: int
+    seconds_left: float | None
+
+    @property
+    def running(self) -> list[Cell]:
+        """Cells whose run is going on now."""
+        return [cell for row in self.rows for cell in row.cells if cell.state == "running"]
+
+    @property
+    def errors(self) -> list[Cell]:
+        """Cells with a reason to read."""
+        return [cell for row in self.rows for cell in row.cells if cell.step.error]
+
+
+def read_board(session: Session, experiment: Experiment) -> Board:
+    """The experiment's steps and their runs: two queries."""
+    query = select(Step).where(Step.experiment_id == experiment.id).order_by(col(Step.position), col(Step.seed))
+    steps = session.exec(query).all()
+    ids = [step.run_id for step in steps if step.run_id is not None]
+    runs = {run.id: run for run in session.exec(select(Run).where(col(Run.id).in_(ids)))}
+    rows: dict[str, BoardRow] = {}
+    for step in steps:
+        row = rows.setdefault(step.name, BoardRow(step.name, step.arm, step.recipe["kind"], [], step.seed == 0))
+        row.cells.append(Cell(step, runs.get(step.run_id) if step.run_id else None))
+    states = Counter(step.status for step in steps)
+    cells = [cell for row in rows.values() for cell in row.cells]
+    left = time_left(cells) if experiment.status == "running" else None
+    return Board(
+        experiment, list(rows.values()), states["done"], states["failed"] + states["skipped"], len(steps), left
+    )
+
+
+def time_left(cells: list[Cell]) -> float | None:
+    """Seconds until the last step, one after another: usual times, scaled by what the finished steps took."""
+    finished = [c for c in cells if c.step.status == "done" and not c.step.is_reused and c.run and c.seconds]
+    usual = sum(USUAL_S.get(c.run.kind, 10) for c in finished if c.run)
+    pace = sum(c.seconds or 0 for c in finished) / usual if usual >= 20 else 1.0
+    left = 0.0
+    for cell in cells:
+        expected = USUAL_S.get(str(cell.step.recipe["kind"]), 10) * pace
+        if cell.state == "waiting" or cell.state == "queued":
+            left += expected
+        elif cell.state == "running" and cell.run is not None:
+            known = seconds_left(cell.run)
+            left += known if known is not None else max(expected - (cell.seconds or 0), 1.0)
+    return left or None
+
+
+def experiment_as_json(session: Session, experiment: Experiment) -> dict[str, Any]:
+    """An experiment with its steps, as the API and the command line show it."""
+    board = read_board(session, experiment)
+    return {
+        **experiment.model_dump(mode="json", exclude={"project_id", "account_id", "form_key"}),
+        "n_steps": board.n, "n_done": board.n_done, "n_lost": board.n_lost, "seconds_left": board.seconds_left,
+        "steps": [
+            {
+                "name": cell.step.name, "seed": cell.step.seed, "arm": cell.step.arm, "kind": row.kind,
+                "status": cell.state, "run": cell.step.run_id, "is_reused": cell.step.is_reused,
+                "needs": cell.step.needs, "seconds": cell.seconds, "error": cell.step.error,
+            }
+            for row in board.rows for cell in row.cells
+        ],
+    }  # fmt: skip

@@ -1,0 +1,295 @@
+"""Experiment files: reading YAML into steps, with errors that name the file, the line, the step and the field."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from app.db import ROOT
+from app.errors import Invalid
+from app.recipes import RECIPES, read_recipe
+from app.runs.recipe import Recipe, noun_of
+
+SHIPPED = ROOT / "experiments"
+MAX_CHARS = 200_000
+MAX_DEPTH = 12
+NAME = r"^[a-z][a-z0-9_]{0,59}$"
+
+
+class StepText(BaseModel):
+    """One step as the file writes it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(pattern=NAME)
+    arm: str = Field("", max_length=80, description="What the report calls this step's checkpoint.")
+    shared: bool = Field(False, description="Run once for all seeds, instead of once a seed.")
+    when: str = Field("", description="Only with this variable: without it the step is left out.")
+    needs: list[str] = Field([], description="Steps to wait for, besides those the recipe refers to.")
+    recipe: dict[str, Any]
+
+
+class ExperimentText(BaseModel):
+    """An experiment file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(min_length=1, max_length=120)
+    question: str = Field("", max_length=2000)
+    seeds: list[int] = Field([1], min_length=1, max_length=100)
+    variables: dict[str, str] = Field({}, description="Name → what it is for; written {name} in recipes.")
+    scale: str = Field("full", pattern=NAME, description="What the recipes as written are called.")
+    scales: dict[str, dict[str, dict[str, Any]]] = Field({}, description="Scale → step → fields that differ.")
+    steps: list[StepText] = Field(min_length=1, max_length=500)
+
+    @field_validator("seeds")
+    @classmethod
+    def _plain_seeds(cls, value: list[int]) -> list[int]:
+        return check_seeds(value)
+
+
+class PlannedStep(BaseModel):
+    """A step ready to be stored: its recipe at the chosen scale, variables filled in, references still by name."""
+
+    name: str
+    arm: str
+    is_shared: bool
+    needs: list[str]
+    recipe: dict[str, Any]
+
+
+def check_seeds(seeds: list[int]) -> list[int]:
+    """Seeds are whole numbers from 1, each once; raises ValueError."""
+    if not seeds or min(seeds) < 1 or max(seeds) > 2**31 - 1 or len(set(seeds)) < len(seeds):
+        raise ValueError("seeds are whole numbers from 1, each named once")
+    return seeds
+
+
+class _Lines:
+    """Where each part of the file stands, so that an error can name its line."""
+
+    def __init__(self, file: str, text: str) -> None:
+        self.file = file
+        self.at: dict[tuple[str | int, ...], int] = {}
+        try:
+            self._refuse_traps(text)
+            root = yaml.compose(text, yaml.SafeLoader)
+            self.data = yaml.safe_load(text)
+            if "\\u0000" in json.dumps(self.data, default=str):
+                raise self.error(1, "a text holds a NUL character")
+            json.dumps(self.data, ensure_ascii=False, default=str).encode()  # a lone surrogate is a ValueError
+        except yaml.MarkedYAMLError as error:
+            line = error.problem_mark.line + 1 if error.problem_mark else 1
+            raise self.error(line, f"this is no YAML: {error.problem}") from error
+        except (yaml.YAMLError, ValueError) as error:
+            raise self.error(1, f"this is no YAML: {error}") from error
+        if not isinstance(self.data, dict) or root is None:
+            raise self.error(1, "an experiment file begins with “name: …” and has “steps:”")
+        self._walk(root, ())
+
+    def _refuse_traps(self, text: str) -> None:
+        """Aliases and deep nesting make small files enormous in memory; an experiment needs neither."""
+        if len(text) > MAX_CHARS:
+            raise self.error(1, f"the file is longer than {MAX_CHARS:,} characters")
+        depth = 0
+        for event in yaml.parse(text, yaml.SafeLoader):
+            line = event.start_mark.line + 1 if event.start_mark else 1
+            if isinstance(event, yaml.AliasEvent):
+                raise self.error(line, "write it out: aliases (*name) are not read here")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                raise self.error(line, f"nested deeper than {MAX_DEPTH} levels")
+
+    def _walk(self, node: yaml.Node, path: tuple[str | int, ...]) -> None:
+        self.at[path] = node.start_mark.line + 1
+        if isinstance(node, yaml.SequenceNode):
+            for place, one in enumerate(node.value):
+                self._walk(one, (*path, place))
+        elif isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                below = (*path, str(key.value))
+                if below in self.at:
+                    raise self.error(key.start_mark.line + 1, f"“{key.value}” stands here twice")
+                self._walk(value, below)
+                self.at[below] = key.start_mark.line + 1
+
+    def error(self, line: int, what: str) -> Invalid:
+        return Invalid(f"{self.file}, line {line}: {what}", {"text": [f"line {line}: {what}"]})
+
+    def near(self, path: tuple[str | int, ...]) -> int:
+        """The line of the closest part of `path` that the file has."""
+        while path not in self.at:
+            path = path[:-1]
+        return self.at[path]
+
+    def wrong(self, path: tuple[str | int, ...], what: str) -> Invalid:
+        """An error at a part of the file; inside a step it names the step and the field."""
+        where = ""
+        if len(path) > 1 and path[0] == "steps" and isinstance(path[1], int):
+            step = self.data["steps"][path[1]]
+            name = step.get("name", path[1] + 1) if isinstance(step, dict) else path[1] + 1
+            field = ".".join(str(part) for part in path[2:] if part != "recipe")
+            where = f"step “{name}”" + (f", {field}" if field else "") + ": "
+        elif path:
+            where = ".".join(str(part) for part in path) + ": "
+        return self.error(self.near(path), where + what)
+
+
+def read_experiment(
+    text: str, *, file: str = "experiment", scale: str = "", variables: Mapping[str, str] | None = None
+) -> tuple[ExperimentText, list[PlannedStep]]:
+    """The file and its steps at a scale; raises Invalid. `variables` fills in what the file writes as {name}."""
+    lines, read = _parse(text, file)
+    given = dict(variables or {})
+    if unknown := sorted(set(given) - set(read.variables)):
+        known = ", ".join(read.variables) or "none"
+        message = f"{file} has no variable “{unknown[0]}”. Its variables: {known}."
+        raise Invalid(message, {"variables": [message]})
+    return read, list(_plan(read, lines, scale or read.scale, given))
+
+
+@lru_cache(maxsize=64)
+def read_outline(text: str, file: str) -> ExperimentText:
+    """The file without a look into its recipes: name, question, seeds, scales, variables. Raises Invalid."""
+    return _parse(text, file)[1]
+
+
+def _parse(text: str, file: str) -> tuple[_Lines, ExperimentText]:
+    lines = _Lines(file, text)
+    try:
+        return lines, ExperimentText.model_validate(lines.data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = "is no field here" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
+        raise lines.wrong(tuple(first["loc"]), what) from error
+
+
+def _plan(read: ExperimentText, lines: _Lines, scale: str, given: dict[str, str]) -> Iterator[PlannedStep]:
+    if scale != read.scale and scale not in read.scales:
+        known = ", ".join([read.scale, *read.scales])
+        raise Invalid(f"{lines.file} has no scale “{scale}”. Its scales: {known}.", {"scale": [f"one of: {known}"]})
+    for name, changes in read.scales.items():
+        for unknown in set(changes) - {one.name for one in read.steps}:
+            raise lines.wrong(("scales", name, unknown), "the file has no such step")
+    changes = read.scales.get(scale, {})
+    earlier: dict[str, bool] = {}  # name → is it shared
+    for place, step in enumerate(read.steps):
+        here = ("steps", place)
+        if step.name in earlier:
+            raise lines.wrong((*here, "name"), "another step has this name")
+        if step.when and step.when not in read.variables:
+            raise lines.wrong((*here, "when"), f"the file declares no variable “{step.when}”")
+        if step.when and not given.get(step.when):
+            continue
+        values = {
+            name: _fill_in(value, read.variables, given, lines, (*here, "recipe", name))
+            for name, value in _merge(step.recipe, changes.get(step.name, {})).items()
+        }
+        recipe = _check_recipe(values, lines, here, changes.get(step.name, {}), scale)
+        needs = dict.fromkeys([*step.needs, *(name for _, name in step_references(type(recipe), values))])
+        for need in needs:
+            path = (*here, "needs") if need in step.needs else _find_reference(values, need, here)
+            if need not in earlier:
+                raise lines.wrong(path, f"there is no earlier step “{need}” to refer to")
+            if step.shared and not earlier[need]:
+                raise lines.wrong(path, f"a shared step cannot wait for “{need}”, which runs once a seed")
+        earlier[step.name] = step.shared
+        yield PlannedStep(name=step.name, arm=step.arm, is_shared=step.shared, needs=list(needs), recipe=values)
+
+
+def _merge(recipe: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """The recipe with the scale's fields over it; a nested mapping is merged too."""
+    merged = dict(recipe)
+    for name, value in changes.items():
+        before = merged.get(name)
+        merged[name] = {**before, **value} if isinstance(before, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _fill_in(
+    value: Any, declared: Mapping[str, str], given: Mapping[str, str], lines: _Lines, path: tuple[str | int, ...]
+) -> Any:
+    """Puts variables in place of {name} in every text of a value; braces that name no variable stay as they are."""
+    if isinstance(value, dict):
+        return {name: _fill_in(one, declared, given, lines, (*path, name)) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_fill_in(one, declared, given, lines, (*path, place)) for place, one in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+    for name in re.findall(r"\{([a-z][a-z0-9_]*)\}", value):
+        if name in declared and not given.get(name):
+            raise lines.wrong(path, f"needs the variable {name} ({declared[name]}): give --set {name}=…")
+        if name in declared:
+            value = value.replace("{" + name + "}", given[name])
+    return value
+
+
+def _check_recipe(
+    values: dict[str, Any], lines: _Lines, here: tuple[str | int, ...], changes: dict[str, Any], scale: str
+) -> Recipe:
+    """Reads the recipe with a number in place of each reference, so that a wrong field is found before the start."""
+    kind = values.get("kind")
+    if kind not in RECIPES:
+        raise lines.wrong((*here, "recipe", "kind"), f"there is no kind “{kind}”. Kinds: {', '.join(RECIPES)}")
+    stand_ins: dict[str, int] = {}
+    filled = {**values}
+    for name, field in RECIPES[kind].model_fields.items():
+        if name in values and noun_of(field):
+            _check_spelling(values[name], lines, (*here, "recipe", name))
+            given = values[name] if isinstance(values[name], list) else [values[name]]
+            numbers = [stand_ins.setdefault(one, len(stand_ins) + 1) if isinstance(one, str) else one for one in given]
+            filled[name] = numbers if isinstance(values[name], list) else numbers[0]
+    try:
+        return read_recipe(filled)
+    except Invalid as error:
+        wrong, messages = next(iter(error.fields.items()))
+        parts = tuple(int(part) if part.isdigit() else part for part in wrong.split(".") if part)
+        path: tuple[str | int, ...] = (*here, "recipe", *parts)
+        if parts and parts[0] in changes:
+            path = ("scales", scale, lines.data["steps"][here[1]]["name"], *parts)
+        what = "is no field of this kind" if messages[0].startswith("Extra inputs") else messages[0]
+        raise lines.wrong(path, what) from error
+
+
+def _check_spelling(value: Any, lines: _Lines, path: tuple[str | int, ...]) -> None:
+    for one in value if isinstance(value, list) else [value]:
+        if isinstance(one, str) and not re.fullmatch(r"@[a-z][a-z0-9_]*(:.+)?", one):
+            raise lines.wrong(path, f"“{one}” is no reference: write @step or @noun:name, or a row's number")
+
+
+def _find_reference(values: dict[str, Any], step: str, here: tuple[str | int, ...]) -> tuple[str | int, ...]:
+    for name, value in values.items():
+        if f"@{step}" in (value if isinstance(value, list) else [value]):
+            return (*here, "recipe", name)
+    return here
+
+
+def step_references(recipe: type[Recipe], values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(field, step) for each "@step" in a recipe's fields; "@noun:name" refers to a row, not to a step."""
+    found = []
+    for name, field in recipe.model_fields.items():
+        if noun_of(field):
+            value = values.get(name)
+            given = value if isinstance(value, list) else [value]
+            found += [(name, one[1:]) for one in given if isinstance(one, str) and ":" not in one]
+    return found
+
+
+def list_shipped() -> list[Path]:
+    """The experiment files that come with PrefLab."""
+    return sorted(SHIPPED.glob("*.yaml"))
+
+
+def read_shipped(name: str) -> str:
+    """The text of a shipped file by its name without “.yaml”; raises Invalid."""
+    for path in list_shipped():
+        if path.stem == name:
+            return path.read_text(encoding="utf-8")
+    raise Invalid(
+        f"There is no shipped experiment “{name[:60]}”. Shipped: {', '.join(p.stem for p in list_shipped())}."
+    )

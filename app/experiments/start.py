@@ -1,0 +1,99 @@
+"""Starting an experiment, and doing again what failed."""
+
+from collections.abc import Mapping, Sequence
+
+import sqlalchemy as sa
+from sqlmodel import Session, col, select
+
+from app.db import now
+from app.errors import Conflict, Invalid
+from app.experiments.files import check_seeds, read_experiment
+from app.experiments.models import Experiment, Step
+from app.runs.models import Run
+from app.runs.queue import cancel, resume
+from app.runs.recipe import sha256_of
+
+
+def start_experiment(
+    session: Session, project_id: int, text: str, *, seeds: Sequence[int] = (), scale: str = "",
+    variables: Mapping[str, str] | None = None, account_id: int | None = None, file: str = "experiment",
+    form_key: str | None = None,
+) -> Experiment:  # fmt: skip
+    """Freezes the file and stores its steps; the workers' ticker launches them. Raises Invalid.
+
+    Without seeds or a scale, those that the file names are used. The same form_key twice is the same experiment.
+    """
+    if form_key and (same := session.exec(select(Experiment).where(Experiment.form_key == form_key)).first()):
+        if same.project_id != project_id:
+            raise Conflict("This form was already sent for another project: reload the page.")
+        return same
+    given = {name: value for name, value in (variables or {}).items() if value}
+    read, steps = read_experiment(text, file=file, scale=scale, variables=given)
+    try:
+        wanted = check_seeds(list(seeds)) if seeds else read.seeds
+    except ValueError as error:
+        raise Invalid(f"{error}.", {"seeds": [str(error)]}) from error
+    experiment = Experiment(
+        project_id=project_id, name=read.name, question=read.question, file=text, sha256=sha256_of(text),
+        scale=scale or read.scale, seeds=wanted, variables=given, account_id=account_id, form_key=form_key,
+    )  # fmt: skip
+    session.add(experiment)
+    session.flush()
+    for place, step in enumerate(steps):
+        for seed in [0] if step.is_shared else wanted:
+            session.add(Step(
+                experiment_id=experiment.id, name=step.name, position=place, arm=step.arm, seed=seed,
+                recipe=step.recipe, needs=step.needs,
+            ))  # fmt: skip
+    session.flush()
+    return experiment
+
+
+def find_same(session: Session, experiment: Experiment) -> Experiment | None:
+    """An earlier experiment of the project with the same file, scale, seeds and variables: the newest one."""
+    rows = session.exec(
+        select(Experiment)
+        .where(Experiment.project_id == experiment.project_id, Experiment.sha256 == experiment.sha256)
+        .where(Experiment.scale == experiment.scale, Experiment.id != experiment.id)
+        .order_by(col(Experiment.id).desc())
+    )
+    for row in rows:
+        if row.seeds == experiment.seeds and row.variables == experiment.variables:
+            return row
+    return None
+
+
+def retry_experiment(session: Session, experiment: Experiment) -> None:
+    """Resumes the runs of failed steps and puts what was skipped back in line; raises Conflict."""
+    steps = session.exec(
+        select(Step).where(Step.experiment_id == experiment.id, col(Step.status).in_(["failed", "skipped"]))
+    ).all()
+    if experiment.status == "running" or not steps:
+        raise Conflict("Nothing here has failed: there is nothing to try again.")
+    for step in steps:
+        run = session.get(Run, step.run_id) if step.run_id else None
+        if run is not None and run.status in {"failed", "cancelled"}:
+            resume(session, run)
+        step.status = "launched" if run is not None else "waiting"
+        step.error = ""
+    experiment.status, experiment.ended_at = "running", None
+
+
+def cancel_experiment(session: Session, experiment: Experiment) -> None:
+    """Stops the experiment's own runs and launches no more; what is done stays. Raises Conflict."""
+    changed = session.execute(
+        sa.update(Experiment)
+        .where(col(Experiment.id) == experiment.id, col(Experiment.status) == "running")
+        .values(status="cancelled", ended_at=now())
+    )
+    if changed.rowcount != 1:  # type: ignore[attr-defined]
+        raise Conflict(f"This experiment is already {experiment.status}.")
+    session.refresh(experiment)
+    for step in session.exec(select(Step).where(Step.experiment_id == experiment.id)).all():
+        if step.status == "launched" and not step.is_reused:
+            run = session.get(Run, step.run_id)
+            if run is not None and run.is_live:
+                cancel(session, run)
+        if step.status in {"waiting", "launched"}:
+            step.status = "failed" if step.status == "launched" else "skipped"
+            step.error = "The experiment was cancelled."
