@@ -1,0 +1,119 @@
+"""Reading a judge's answer: one verdict that carries this call's nonce, or none and the reason why."""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from app.judging.prompt import TIE
+
+MAX_REASON = 4000
+_FENCED = re.compile(r"\A\s*```(?:json)?\s*(.*?)\s*```\s*\Z", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What an answer says, in the letters the judge saw. `choice` None: unreadable, and `failure` says why."""
+
+    choice: str | None = None
+    by_principle: dict[str, str] = field(default_factory=dict)
+    reason: str = ""
+    failure: str = ""
+
+
+class _Object(list[tuple[str, Any]]):
+    """A JSON object with every field it was written with, repeated ones too."""
+
+    def all(self, name: str) -> list[Any]:
+        return [value for key, value in self if key == name]
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_Object, strict=False)
+
+
+def read_verdict(raw: str, nonce: str, keys: Sequence[str] = (), *, stop_reason: str = "stop") -> Reading:
+    """The one verdict in an answer.
+
+    Only an object whose own field `nonce` is this call's counts: candidate text, quoted or not, cannot hold it. The
+    nonce has to be the object's last field unless the object is the whole answer; otherwise a candidate quoted without
+    escapes could end the object before the judge's own verdict. Two different verdicts are none.
+    """
+    whole = _FENCED.sub(r"\1", raw).strip()
+    found: list[_Object] = []
+    is_misplaced = False
+    for one, is_whole in _objects(whole):
+        if nonce not in [str(value) for value in one.all("nonce")]:
+            continue
+        if is_whole or one[-1][0] == "nonce":
+            found.append(one)
+        else:
+            is_misplaced = True
+    if not found:
+        return Reading(failure=_why_none(raw, nonce, is_misplaced, stop_reason))
+    verdicts = [value for one in found for value in one.all("verdict")]
+    choices = {_letter(value) for value in verdicts}
+    if not verdicts:
+        return Reading(failure="the answer has this call's nonce and no verdict")
+    if None in choices:
+        shown = next(str(value)[:40] for value in verdicts if _letter(value) is None)
+        return Reading(failure=f"the verdict is “{shown}”, neither A, B nor tie")
+    if len(choices) > 1:
+        return Reading(failure=f"{len(verdicts)} verdicts that differ: {', '.join(str(v)[:20] for v in verdicts)}")
+    reasons = [str(value) for value in found[-1].all("reason")]
+    return Reading(choices.pop(), _principles(found, keys), (reasons[0] if reasons else "")[:MAX_REASON])
+
+
+def _objects(text: str) -> Iterator[tuple[_Object, bool]]:
+    """Every JSON object in a text, those inside others too, and whether it is the whole text."""
+    start = text.find("{")
+    while start >= 0:
+        try:
+            one, end = _DECODER.raw_decode(text, start)
+        except (ValueError, RecursionError):
+            end = start + 1
+        else:
+            for inner in _nested(one):
+                yield inner, inner is one and start == 0 and end == len(text)
+        start = text.find("{", end)
+
+
+def _nested(value: Any) -> Iterator[_Object]:
+    if isinstance(value, _Object):
+        if value:
+            yield value
+        for _, inner in value:
+            yield from _nested(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _nested(inner)
+
+
+def _letter(value: Any) -> str | None:
+    said = str(value).strip().casefold() if isinstance(value, str) else ""
+    return {"a": "A", "b": "B", "tie": TIE}.get(said)
+
+
+def _principles(found: Sequence[_Object], keys: Sequence[str]) -> dict[str, str]:
+    """Choices by principle; one that is missing, unreadable or said twice differently is left out."""
+    said: dict[str, set[str | None]] = {}
+    for one in found:
+        for block in one.all("principles"):
+            if isinstance(block, _Object):
+                for key, value in block:
+                    said.setdefault(key, set()).add(_letter(value))
+    return {key: choice for key in keys for choice in said.get(key, ()) if choice and len(said[key]) == 1}
+
+
+def _why_none(raw: str, nonce: str, is_misplaced: bool, stop_reason: str) -> str:
+    if stop_reason == "content_filter":
+        return "the endpoint's content filter held the answer back"
+    if not raw.strip():
+        return "the answer is empty" + (": cut off at the token limit" if stop_reason == "length" else "")
+    if is_misplaced:
+        return "the nonce is not the last field of the verdict"
+    if stop_reason == "length":
+        return "cut off at the token limit before a verdict with this call's nonce"
+    if nonce in raw:
+        return "no readable JSON object holds this call's nonce"
+    return "no verdict with this call's nonce"

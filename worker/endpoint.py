@@ -1,0 +1,123 @@
+"""Calls to an OpenAI-compatible endpoint: an event loop in a thread of its own, plain sync code on this side.
+
+    with EndpointCalls(target, concurrency=32, max_tries=5, timeout_s=120) as calls:
+        calls.send([(key, chat_body(target, messages, max_tokens=64)), …])
+        for key, answer in calls.arrived(): …
+
+or, where nothing must be stored before a call leaves, `for arrived in ask_all(target, asked, …)`.
+"""
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from itertools import islice
+from typing import Any, Self, TypeVar
+
+from app.checkpoints.chat import Body, ChatAnswer, Target, ask
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+class EndpointCalls:
+    """At most `concurrency` calls in flight. Answers are handed over in lists, in the order they arrive."""
+
+    def __init__(self, target: Target, *, concurrency: int, max_tries: int, timeout_s: float) -> None:
+        self.target = target
+        self.concurrency, self.max_tries, self.timeout_s = concurrency, max_tries, timeout_s
+        self.in_flight = 0  # sent and not yet handed over; touched by the caller's thread only
+        self._arrived: queue.SimpleQueue[tuple[Any, ChatAnswer | Exception]] = queue.SimpleQueue()
+        self._loop = asyncio.new_event_loop()
+        self._transport = target.transport(concurrency)  # raises Invalid for an origin that may not be called
+        self._free: asyncio.Semaphore | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._thread = threading.Thread(target=self._run, name="endpoint calls", daemon=True)
+        self._is_up = threading.Event()
+        self._stop: asyncio.Event | None = None
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self._is_up.wait()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        """Drops what is still in flight."""
+        if self._stop is not None:
+            self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(timeout=10)
+
+    def send(self, asked: Iterable[tuple[Hashable, Body]]) -> None:
+        """Starts calls; those beyond `concurrency` wait for their turn."""
+        batch = list(asked)
+        self.in_flight += len(batch)
+        self._loop.call_soon_threadsafe(self._begin, batch)
+
+    def arrived(self, wait_s: float = 0.25) -> list[tuple[Any, ChatAnswer]]:
+        """Everything that has arrived since the last look; waits at most `wait_s` for the first one."""
+        found: list[tuple[Any, ChatAnswer]] = []
+        try:
+            item = self._arrived.get(timeout=wait_s)
+            while True:
+                if isinstance(item[1], Exception):
+                    raise item[1]
+                found.append((item[0], item[1]))
+                item = self._arrived.get_nowait()
+        except queue.Empty:
+            pass
+        self.in_flight -= len(found)
+        return found
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_until_complete(self._serve())
+        finally:
+            self._loop.close()
+
+    async def _serve(self) -> None:
+        self._stop = asyncio.Event()
+        self._free = asyncio.Semaphore(self.concurrency)
+        async with self._transport:
+            self._is_up.set()
+            await self._stop.wait()
+            for task in list(self._tasks):
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _begin(self, batch: list[tuple[Hashable, Body]]) -> None:
+        for key, body in batch:
+            task = self._loop.create_task(self._one(key, body))
+            self._tasks.add(task)
+            task.add_done_callback(self._end)
+
+    async def _one(self, key: Hashable, body: Body) -> None:
+        assert self._free is not None
+        async with self._free:
+            answer = await ask(self._transport, self.target, body, max_tries=self.max_tries, timeout_s=self.timeout_s)
+        self._arrived.put((key, answer))
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        """A call that broke by a mistake of ours breaks the caller, who would wait for it for ever."""
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, Exception):
+            self._arrived.put((None, error))
+
+
+def ask_all(
+    target: Target, asked: Iterable[tuple[Key, Body]], *, concurrency: int, max_tries: int = 5, timeout_s: float = 120,
+    check: Callable[[], None] = lambda: None,
+) -> Iterator[list[tuple[Key, ChatAnswer]]]:  # fmt: skip
+    """Lists of (key, answer) as they arrive. `asked` is read only as fast as calls leave; `check` may raise to stop."""
+    left = iter(asked)
+    with EndpointCalls(target, concurrency=concurrency, max_tries=max_tries, timeout_s=timeout_s) as calls:
+        while True:
+            check()
+            batch = list(islice(left, concurrency - calls.in_flight))
+            if batch:
+                calls.send(batch)
+            if not calls.in_flight:
+                return
+            arrived = calls.arrived()
+            if arrived:
+                yield arrived
