@@ -249,6 +249,10 @@ class Services:
         if left:
             self.say(f"stop {len(left)} processes that an earlier start left behind")
             stop_processes(left)
+        if self._broker_note.exists():
+            socket_path = self._broker_note.read_text().removeprefix("redis+socket://").partition("?")[0]
+            shutil.rmtree(Path(socket_path).parent, ignore_errors=True)
+            self._broker_note.unlink()
         self._pids.unlink()
 
     def _spawn(self, name: str, command: list[str], env: dict[str, str]) -> None:

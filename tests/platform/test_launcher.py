@@ -67,14 +67,17 @@ def test_a_killed_launcher_s_children_are_stopped_by_the_next_start(port: int, d
     for line in first.stdout:
         if line.startswith("PrefLab is at"):
             break
+    socket_path = Path(settings().broker.removeprefix("redis+socket://").partition("?")[0])
     left = [pid for pid, _ in json.loads((data_dir / "services.json").read_text())]
     first.kill()
     first.wait()
     assert all(psutil.pid_exists(pid) for pid in left)
+    assert socket_path.exists()
     lines: list[str] = []
     with launcher.Services(say=lines.append):
         assert "stop 4 processes that an earlier start left behind" in lines
         assert [pid for pid in left if psutil.pid_exists(pid)] == []
+        assert not socket_path.parent.exists()
 
 
 def test_sigterm_ends_up_in_good_order(port: int, data_dir: Path):
