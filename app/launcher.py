@@ -251,7 +251,8 @@ class Services:
             stop_processes(left)
         if self._broker_note.exists():
             socket_path = self._broker_note.read_text().removeprefix("redis+socket://").partition("?")[0]
-            shutil.rmtree(Path(socket_path).parent, ignore_errors=True)
+            if Path(socket_path).parent.name.startswith("preflab-"):  # never a folder that is not ours
+                shutil.rmtree(Path(socket_path).parent, ignore_errors=True)
             self._broker_note.unlink()
         self._pids.unlink()
 
