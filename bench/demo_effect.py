@@ -43,10 +43,10 @@ FLIP_RATE = 0.1
 SAMPLES = 8
 RECIPES: dict[str, Any] = {
     "base": (DemoBaseRecipe, {}),
-    "sft": (SftRecipe, {"lr": 5e-4, "epochs": 3, "batch_size": 16}),
-    "reward": (RewardRecipe, {"lr": 5e-4, "epochs": 3, "batch_size": 16}),
-    "dpo": (DpoRecipe, {"lr": 5e-4, "epochs": 4, "batch_size": 16, "beta": 0.1}),
-    "ppo": (PpoRecipe, {"lr": 3e-4, "value_lr": 1e-3, "iterations": 40, "rollouts": 64, "max_new_tokens": 48, "ppo_epochs": 2, "minibatches": 2, "kl_coef": 0.1}),
+    "sft": (SftRecipe, {"lr": 5e-4, "epochs": 2, "batch_size": 16}),
+    "reward": (RewardRecipe, {"lr": 5e-4, "epochs": 2, "batch_size": 16}),
+    "dpo": (DpoRecipe, {"lr": 5e-4, "epochs": 2, "batch_size": 16, "beta": 0.1}),
+    "ppo": (PpoRecipe, {"lr": 3e-4, "value_lr": 1e-3, "iterations": 40, "rollouts": 64, "max_new_tokens": 48, "ppo_epochs": 2, "minibatches": 2, "kl_coef": 0.25}),
     "grpo": (GrpoRecipe, {"lr": 5e-4, "steps": 40, "prompts_per_step": 8, "max_new_tokens": 48, "flip_rate": 0.1}),
 }  # fmt: skip
 IDS = {"start": 1, "reference": 1, "snapshot": 1, "prompt_set": 1, "reward": 1}
@@ -76,7 +76,7 @@ def make_recipe(name: str, changes: dict[str, Any]) -> Any:
     needed = {k: v for k, v in IDS.items() if k in kind.model_fields}
     if name == "grpo":
         needed.pop("reward")
-    return kind(**needed, **given, **changes.get(name, {}))
+    return kind(**{**needed, **given, **changes.get(name, {})})
 
 
 def texts_of(model: Any, tokenizer: Any, prompts: list[dict[str, Any]], samples: int, key: Any) -> list[list[str]]:
@@ -179,24 +179,26 @@ def run_arm(name: str, recipe: Any, seed: int, at: Path, base: Weights, is_loud:
 def run_seed(seed: int, args: argparse.Namespace, changes: dict[str, Any]) -> dict[str, dict[str, float]]:
     work = Path(args.work)
     base_recipe = make_recipe("base", changes)
-    key = hashlib.sha256(
-        f"{base_recipe.stored()} {args.pairing} {args.per_prompt} {STRICT_RATES}".encode()
-    ).hexdigest()[:8]
-    at = work / f"{seed}-{key}"
-    at.mkdir(parents=True, exist_ok=True)
-    table: dict[str, dict[str, float]] = {}
-    if not (at / "snapshot.jsonl").exists():
+    key = hashlib.sha256(f"{base_recipe.stored()} {STRICT_RATES}".encode()).hexdigest()[:8]
+    top = work / f"{seed}-{key}"
+    base = Weights(str(top / "base"))
+    if not (top / "base").exists():
         started = time.process_time()
         model, tokenizer = train_base(base_recipe, seed, lambda step, values: None)
-        save_folder(at / "base", lambda to: write_model(model, tokenizer, to))
-        middle = time.process_time()
+        save_folder(top / "base", lambda to: write_model(model, tokenizer, to))
+        cpu = time.process_time() - started
+        (top / "base.json").write_text(json.dumps({**measure(base, seed), "cpu": round(cpu, 1)}))
+    at = top / f"{args.pairing}-{args.per_prompt}"
+    at.mkdir(exist_ok=True)
+    if not (at / "snapshot.jsonl").exists():
+        started = time.process_time()
+        model, tokenizer = load_full(base).eval(), load_tokenizer(base)
         facts = write_snapshot(at / "snapshot.jsonl", model, tokenizer, seed, args.pairing, args.per_prompt)
-        facts |= {"base_cpu": round(middle - started, 1), "pairs_cpu": round(time.process_time() - middle, 1)}
-        (at / "facts.json").write_text(json.dumps({**facts, "measured": measure(Weights(str(at / "base")), seed)}))
-    facts = json.loads((at / "facts.json").read_text())
-    table["base"] = {**facts.pop("measured"), "cpu": facts["base_cpu"] + facts["pairs_cpu"]}
-    print(f"seed {seed}: {facts}", flush=True)
-    base = Weights(str(at / "base"))
+        (at / "facts.json").write_text(json.dumps({**facts, "cpu": round(time.process_time() - started, 1)}))
+    table: dict[str, dict[str, float]] = {}
+    table["base"] = json.loads((top / "base.json").read_text())
+    print(f"seed {seed} pairs: {(at / 'facts.json').read_text()}", flush=True)
+    print(f"seed {seed} base: {table['base']}", flush=True)
     for name in ("sft", "reward", "dpo", "ppo", "grpo"):
         if args.only and name not in args.only:
             continue

@@ -27,7 +27,7 @@ from worker.job import Job
 from worker.loading import context_of, load_tokenizer
 from worker.ppo_models import PpoModels, load_ppo_models, positions
 from worker.rl_prompts import prompts_of
-from worker.saving import drop_older, newest_whole, save_folder
+from worker.saving import drop_older, save_folder, take_newest_whole
 
 
 class Watch(Protocol):
@@ -369,10 +369,10 @@ def end_ids_of(policy: Any, tokenizer: Any) -> list[int]:
 def train(ppo: Ppo, prompts: list[list[int]], dev: list[list[int]], folder: Path, watch: Watch) -> None:
     """Runs all iterations, going on from the newest whole state in `folder`."""
     recipe, done = ppo.recipe, 0
-    newest = newest_whole(folder, "state")
+    newest = take_newest_whole(folder, "state")
     if newest is not None:
-        done = int(newest.name.removeprefix("state-"))
-        ppo.load_state(torch.load(newest / "state.pt", weights_only=True))
+        done = newest[0]
+        ppo.load_state(torch.load(newest[1] / "state.pt", weights_only=True))
         watch.resumed_at(done)
     tokens = 0.0
     for iteration in range(done, recipe.iterations):

@@ -89,21 +89,27 @@ def is_whole(folder: Path) -> bool:
     )
 
 
-def newest_whole(parent: Path, prefix: str) -> Path | None:
-    """The `prefix-<step>` folder with the highest step that verifies; broken ones are passed over."""
-    steps = {}
-    for folder in parent.glob(f"{prefix}-*"):
-        step = folder.name.removeprefix(f"{prefix}-")
-        if step.isdigit():
-            steps[int(step)] = folder
-    return next((steps[step] for step in sorted(steps, reverse=True) if is_whole(steps[step])), None)
+def _numbered(parent: Path, prefix: str) -> list[tuple[int, Path]]:
+    """(step, folder) of every `prefix-<step>`, oldest first."""
+    steps = ((folder.name.removeprefix(f"{prefix}-"), folder) for folder in parent.glob(f"{prefix}-*"))
+    return sorted((int(step), folder) for step, folder in steps if step.isdigit())
+
+
+def take_newest_whole(parent: Path, prefix: str) -> tuple[int, Path] | None:
+    """(step, folder) of the newest `prefix-<step>` that verifies.
+
+    Broken newer ones are deleted: they would otherwise count as the newest when old ones are dropped.
+    """
+    for step, folder in reversed(_numbered(parent, prefix)):
+        if is_whole(folder):
+            return step, folder
+        shutil.rmtree(folder)
+    return None
 
 
 def drop_older(parent: Path, prefix: str, keep: int) -> None:
     """Deletes all but the `keep` newest `prefix-<step>` folders, and what was left half-written."""
-    numbered = [p for p in parent.glob(f"{prefix}-*") if p.name.removeprefix(f"{prefix}-").isdigit()]
-    numbered.sort(key=lambda p: int(p.name.removeprefix(f"{prefix}-")))
-    for folder in [*numbered[:-keep], *parent.glob(f".{prefix}-*.partial")]:
+    for folder in [*(folder for _, folder in _numbered(parent, prefix)[:-keep]), *parent.glob(f".{prefix}-*.partial")]:
         shutil.rmtree(folder, ignore_errors=True)
 
 

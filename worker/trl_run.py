@@ -15,7 +15,7 @@ from transformers import PrinterCallback, TrainerCallback
 from app.training.recipes import OfflineRecipe, TrainingRecipe
 from worker.loading import device, render_prompt
 from worker.ppo import Watch
-from worker.saving import newest_whole, seal_folder
+from worker.saving import seal_folder, take_newest_whole
 
 datasets.disable_progress_bars()
 transformers.utils.logging.disable_progress_bar()
@@ -169,12 +169,12 @@ def run_trainer(trainer: Any, watch: Watch, folder: Path) -> dict[str, float]:
     callback = WatchCallback(watch, folder)
     trainer.remove_callback(PrinterCallback)  # the curves are rows, not prints
     trainer.add_callback(callback)
-    newest = newest_whole(folder, "checkpoint")
+    newest = take_newest_whole(folder, "checkpoint")
     if newest is not None:
-        watch.resumed_at(int(newest.name.removeprefix("checkpoint-")))
+        watch.resumed_at(newest[0])
     elif trainer.eval_dataset is not None:
         trainer.evaluate()  # step 0: where the curves begin
-    trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    trainer.train(resume_from_checkpoint=str(newest[1]) if newest else None)
     if trainer.eval_dataset is not None:
         trainer.evaluate()
     return callback.latest

@@ -1,0 +1,194 @@
+"""PPO on a tiny model: what holds before the first step, what an update does, and going on after a stop."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from app.training.recipes import PpoRecipe, RewardRecipe
+from tests.worker.tiny import IDS, Silent, same, write_tiny
+from worker.loading import Weights, WrongBase, encode_prompt, load_full, load_tokenizer, render_prompt
+from worker.ppo import Ppo, log_probs_of, sample, seeded, train
+from worker.ppo_models import LoraModels, PpoModels, load_ppo_models
+from worker.reward import make_classifier
+from worker.saving import save_folder
+
+QUESTIONS = ["What is the capital of France?", "Tell me the young of a cat.", "Question: the opposite of hot?"]
+
+
+def recipe(**changes: Any) -> PpoRecipe:
+    given = {
+        "iterations": 4, "rollouts": 6, "ppo_epochs": 2, "minibatches": 2, "max_new_tokens": 8, "lr": 3e-3,
+        "value_lr": 3e-3, "save_every": 2, "lora_rank": 4,
+    }  # fmt: skip
+    return PpoRecipe(**{**IDS, "prompt_set": 1, "reward": 1, **given, **changes})
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Weights:
+    return write_tiny(tmp_path_factory.mktemp("base") / "base")
+
+
+def write_reward(folder: Path, base: Weights, is_lora: bool) -> Weights:
+    """A reward model with a random head, stored as a training run stores it."""
+    model = make_classifier(base, RewardRecipe(start=1, snapshot=1, is_lora=is_lora, lora_rank=4), seed=2)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05, generator=torch.Generator().manual_seed(4))
+    facts = {"base_sha256": base.manifest_sha256} if is_lora else {}
+    place, sha256 = save_folder(folder, model.save_pretrained, facts)
+    if not is_lora:
+        load_tokenizer(base).save_pretrained(place)
+        return Weights(str(place))
+    return Weights(str(place), sha256, base)
+
+
+@pytest.fixture(params=["full", "lora"])
+def models(request: pytest.FixtureRequest, base: Weights, tmp_path: Path) -> PpoModels:
+    is_lora = request.param == "lora"
+    torch.manual_seed(0)
+    return load_ppo_models(base, write_reward(tmp_path / "reward", base, is_lora), is_lora, 4, "float32")
+
+
+def make(models: PpoModels, base: Weights, **changes: Any) -> tuple[Ppo, list[list[int]]]:
+    tokenizer = load_tokenizer(base)
+    prompts = [encode_prompt(tokenizer, render_prompt(tokenizer, [{"role": "user", "content": q}])) for q in QUESTIONS]
+    return Ppo(recipe(**changes), 7, models, tokenizer), prompts
+
+
+def test_first_step_begins_at_ratio_one_and_kl_zero(models: PpoModels, base: Weights) -> None:
+    ppo, prompts = make(models, base)
+    found = ppo.iterate(0, prompts, lambda: None)
+    assert abs(found["kl"]) < 1e-5
+    assert found["first_ratio_error"] < 1e-5
+    assert found["ratio_error"] > 1e-4  # later minibatches have moved
+
+
+def test_reference_is_the_start_reloaded_from_disk(models: PpoModels, base: Weights) -> None:
+    ppo, prompts = make(models, base)
+    rollout = ppo.roll_out(prompts, seeded(1), lambda: None)
+    for iteration in range(2):
+        ppo.iterate(iteration, prompts, lambda: None)
+    after = log_probs_of(models.reference_logits(rollout.ids, rollout.attention, rollout.n), rollout.tokens, 1.0)
+    fresh = load_full(base).eval()
+    for row, prompt in enumerate(prompts):
+        n = int(rollout.mask[row].sum())
+        ids = torch.tensor([prompt + rollout.tokens[row, :n].tolist()])  # alone, without padding or cache
+        with torch.no_grad():
+            shares = fresh(input_ids=ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        wanted = shares.gather(1, rollout.tokens[row, :n, None]).squeeze(1)
+        assert torch.allclose(after[row, :n], wanted, atol=1e-5)
+        assert torch.allclose(rollout.log_probs[row, :n], wanted, atol=1e-5)
+
+
+def test_sampling_stops_at_the_end_token_and_follows_the_temperature(base: Weights) -> None:
+    policy, tokenizer = load_full(base).eval(), load_tokenizer(base)
+    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    prompts = [encode_prompt(tokenizer, render_prompt(tokenizer, [{"role": "user", "content": QUESTIONS[0]}]))] * 400
+    rollout = sample(policy, prompts, 12, 1.0, [end], pad, seeded(1), lambda: None)
+    for row in range(400):
+        n = int(rollout.mask[row].sum())
+        assert not (rollout.tokens[row, : n - 1] == end).any()
+        assert rollout.tokens[row, n - 1] == end or n == rollout.n
+        assert (rollout.tokens[row, n:] == pad).all()
+        assert not rollout.log_probs[row, n:].any()
+    with torch.no_grad():
+        logits = policy(input_ids=torch.tensor([prompts[0]])).logits[0, -1]
+    for temperature in (1.0, 0.5):
+        drawn = sample(policy, prompts * 5, 1, temperature, [end], pad, seeded(2), lambda: None).tokens[:, 0]
+        top = int(logits.argmax())
+        share = float(torch.softmax(logits / temperature, -1)[top])
+        spread = (share * (1 - share) / 2000) ** 0.5
+        assert abs(float((drawn == top).float().mean()) - share) < 4 * spread
+
+
+def test_training_raises_the_reward_and_the_policy_loads_again(
+    models: PpoModels, base: Weights, tmp_path: Path
+) -> None:
+    ppo, prompts = make(models, base, iterations=12, rollouts=32, kl_coef=0.0)
+    watch = Silent()
+    train(ppo, prompts, prompts[:2], tmp_path / "state", watch)
+    first = sum(watch.metrics[i]["reward"] for i in (1, 2, 3))
+    assert sum(watch.metrics[i]["reward"] for i in (10, 11, 12)) > first
+    assert watch.samples == [0, 10, 12]
+    folder, sha256 = save_folder(tmp_path / "policy", models.save_policy, {"base_sha256": base.manifest_sha256})
+    is_lora = isinstance(models, LoraModels)
+    again = load_full(Weights(str(folder), sha256, base if is_lora else None)).eval()
+    rollout = ppo.roll_out(prompts, seeded(1), lambda: None)
+    with torch.no_grad():
+        mine = models.policy_logits(rollout.ids, rollout.attention, rollout.n)
+        theirs = again(input_ids=rollout.ids, attention_mask=rollout.attention).logits[:, -rollout.n - 1 : -1]
+        start = load_full(base)(input_ids=rollout.ids, attention_mask=rollout.attention).logits[:, -rollout.n - 1 : -1]
+    assert mine.argmax(-1).eq(theirs.argmax(-1)).float().mean() > 0.9
+    assert not torch.allclose(theirs, start, atol=1e-3)
+
+
+def test_cancelled_and_resumed_is_bit_equal(base: Weights, tmp_path: Path) -> None:
+    reward = write_reward(tmp_path / "reward", base, False)
+
+    def run(folder: Path, stop_after: int | None) -> tuple[dict[str, torch.Tensor], Silent]:
+        models = load_ppo_models(base, reward, False, 4, "float32")
+        ppo, prompts = make(models, base)
+        watch = Silent(stop_after)
+        try:
+            train(ppo, prompts, [], folder, watch)
+        except KeyboardInterrupt:
+            assert stop_after is not None
+        return models.state(), watch
+
+    whole, _ = run(tmp_path / "a", None)
+    run(tmp_path / "b", 3)
+    resumed, watch = run(tmp_path / "b", None)
+    assert watch.resumed == [2]  # step 3 came after the last state and is done again
+    assert same(whole, resumed)
+
+
+def test_a_half_written_state_is_passed_over(base: Weights, tmp_path: Path) -> None:
+    reward = write_reward(tmp_path / "reward", base, False)
+    models = load_ppo_models(base, reward, False, 4, "float32")
+    ppo, prompts = make(models, base, save_every=1)
+    with pytest.raises(KeyboardInterrupt):
+        train(ppo, prompts, [], tmp_path / "s", Silent(stop_after=3))
+    state = tmp_path / "s" / "state-3" / "state.pt"
+    state.write_bytes(state.read_bytes()[:1000])
+    watch = Silent()
+    train(ppo, prompts, [], tmp_path / "s", watch)
+    assert watch.resumed == [2]
+
+
+def test_reward_adapter_is_refused_on_another_base(base: Weights, tmp_path: Path) -> None:
+    reward = write_reward(tmp_path / "reward", base, True)
+    other = write_tiny(tmp_path / "other", seed=2)
+    with pytest.raises(WrongBase, match="trained on a base with hash"):
+        load_ppo_models(other, Weights(reward.place, reward.manifest_sha256, other), True, 4, "float32")
+
+
+def test_reward_is_the_same_from_an_adapter_on_the_shared_base(base: Weights, tmp_path: Path) -> None:
+    reward = write_reward(tmp_path / "reward", base, True)
+    shared = load_ppo_models(base, reward, True, 4, "float32")
+    apart = load_ppo_models(base, reward, False, 4, "float32")
+    ppo, prompts = make(shared, base)
+    rollout = ppo.roll_out(prompts, seeded(1), lambda: None)
+    assert torch.allclose(
+        shared.scores(rollout.ids, rollout.attention), apart.scores(rollout.ids, rollout.attention), atol=1e-5
+    )
+
+
+def test_lora_from_an_adapter_keeps_it_as_reference(base: Weights, tmp_path: Path) -> None:
+    reward = write_reward(tmp_path / "reward", base, True)
+    first = load_ppo_models(base, reward, True, 4, "float32")
+    ppo, prompts = make(first, base)
+    ppo.iterate(0, prompts, lambda: None)
+    folder, sha256 = save_folder(tmp_path / "one", first.save_policy, {"base_sha256": base.manifest_sha256})
+    start = Weights(str(folder), sha256, base)
+    second, _ = make(load_ppo_models(start, reward, True, 4, "float32"), base)
+    found = second.iterate(0, prompts, lambda: None)
+    assert abs(found["kl"]) < 1e-5
+    rollout = second.roll_out(prompts, seeded(1), lambda: None)
+    reference = second.models.reference_logits(rollout.ids, rollout.attention, rollout.n)
+    with torch.no_grad():
+        wanted = load_full(start)(input_ids=rollout.ids, attention_mask=rollout.attention)
+    last = rollout.mask.bool()
+    assert torch.allclose(reference[last], wanted.logits[:, -rollout.n - 1 : -1][last], atol=1e-4)
