@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import ipaddress
 import socket
 from collections.abc import Mapping
@@ -97,7 +98,7 @@ class _CheckedResolver(AbstractResolver):
             else:
                 allowed.append(found)
         if not allowed:
-            raise OSError(why or f"{host} has no address")
+            raise OSError(errno.EACCES, why or f"{host} has no address")
         return allowed
 
     async def close(self) -> None:

@@ -70,7 +70,9 @@ def _objects(text: str) -> Iterator[tuple[_Object, bool]]:
     while start >= 0:
         try:
             one, end = _DECODER.raw_decode(text, start)
-        except (ValueError, RecursionError):
+        except RecursionError:
+            return  # nothing anybody would read goes a thousand levels deep
+        except ValueError:
             end = start + 1
         else:
             for inner in _nested(one):

@@ -1,4 +1,4 @@
-"""The endpoint client against a real server that misbehaves: what is tried again, what is not, and where nothing goes."""
+"""The endpoint client against a real server that misbehaves: what is tried again, and what is not."""
 
 import time
 
@@ -74,9 +74,9 @@ def test_a_lasting_refusal_is_not_tried_again(status: int):
 
 
 def test_a_redirect_is_never_followed():
-    with ChatServer(lambda _: "caught") as other:
-        with ChatServer(faults=[redirect(f"{other.origin}/chat/completions")]) as server:
-            answer = ask_one(server)
+    with ChatServer(lambda _: "caught") as other, ChatServer() as server:
+        server.faults = [redirect(f"{other.origin}/chat/completions")]
+        answer = ask_one(server)
     assert other.requests == []
     assert answer.is_fatal
     assert "redirects are not followed" in answer.failure
