@@ -7,7 +7,7 @@ from sqlmodel import Session, col, select
 
 from app.db import now
 from app.errors import Conflict, Invalid
-from app.experiments.files import check_seeds, read_experiment
+from app.experiments.files import check_seeds, read_experiment, read_outline
 from app.experiments.models import Experiment, Step
 from app.runs.models import Run
 from app.runs.queue import cancel, resume
@@ -49,16 +49,19 @@ def start_experiment(
     return experiment
 
 
-def find_same(session: Session, experiment: Experiment) -> Experiment | None:
-    """An earlier experiment of the project with the same file, scale, seeds and variables: the newest one."""
-    rows = session.exec(
+def find_same(
+    session: Session, project_id: int, text: str, *, seeds: Sequence[int], scale: str = "",
+    variables: Mapping[str, str] | None = None,
+) -> Experiment | None:  # fmt: skip
+    """The project's newest experiment with this file, scale, seeds and variables."""
+    scale = scale or read_outline(text, "experiment").scale
+    same = (
         select(Experiment)
-        .where(Experiment.project_id == experiment.project_id, Experiment.sha256 == experiment.sha256)
-        .where(Experiment.scale == experiment.scale, Experiment.id != experiment.id)
+        .where(Experiment.project_id == project_id, Experiment.sha256 == sha256_of(text), Experiment.scale == scale)
         .order_by(col(Experiment.id).desc())
     )
-    for row in rows:
-        if row.seeds == experiment.seeds and row.variables == experiment.variables:
+    for row in session.exec(same):
+        if row.seeds == list(seeds) and row.variables == dict(variables or {}):
             return row
     return None
 

@@ -1,0 +1,27 @@
+"""`preflab …`: reads the command line, calls what the pages and the API call, and says errors in one clear line."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from pydantic import ValidationError
+
+from app.cli.parser import build_parser
+from app.errors import AppError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command's exit code: 0 done, 1 refused or failed, 2 the command line itself is wrong."""
+    args = build_parser().parse_args(argv)
+    try:
+        return int(args.do(args) or 0)
+    except AppError as error:
+        print(f"preflab: {error.message}", file=sys.stderr)
+    except ValidationError as error:
+        first = error.errors()[0]
+        print(f"preflab: {'.'.join(map(str, first['loc']))}: {first['msg']}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("preflab: stopped", file=sys.stderr)
+    except BrokenPipeError:  # the reader of a list has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1

@@ -1,0 +1,140 @@
+"""Commands about runs: import, launch, list, show, cancel, resume; checkpoints; the kinds there are."""
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+from sqlmodel import col, select
+
+from app.checkpoints.models import Checkpoint
+from app.cli.admin import choose_project
+from app.cli.output import StatusLine, duration, say, show, show_one
+from app.cli.serve import workers_beat
+from app.db import get, reading, transaction
+from app.errors import AppError, Invalid, NotFound
+from app.recipes import RECIPES, read_recipe, recipe_class
+from app.runs.models import ENDED, LIVE, Run
+from app.runs.queue import cancel, launch, resume
+from app.runs.routes import run_as_json, seconds_left
+
+
+def read_fields(pairs: list[str]) -> dict[str, Any]:
+    """FIELD=VALUE as a recipe's nested values: a dot goes one level down, [a, b] is a list, nothing is null."""
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise Invalid(f"“{pair}” is no FIELD=VALUE.")
+        try:
+            value = yaml.safe_load(text) if text.startswith("[") else text or None
+        except yaml.YAMLError as error:
+            raise Invalid(f"{name}: “{text}” is no list such as [train, dev].") from error
+        *path, last = name.split(".")
+        place = values
+        for part in path:
+            place = place.setdefault(part, {})
+        place[last] = value
+    return values
+
+
+def bring(args: argparse.Namespace) -> int:
+    path = Path(args.source).expanduser()
+    if not path.exists() and args.kind != "import_checkpoint":
+        raise Invalid(f"There is no file {path}.")
+    field = "source" if args.kind == "import_checkpoint" else "path"
+    return _launch(args, {field: str(path.resolve()) if path.exists() else args.source})
+
+
+def start(args: argparse.Namespace) -> int:
+    recipe_class(args.kind)
+    return _launch(args, {})
+
+
+def _launch(args: argparse.Namespace, values: dict[str, Any]) -> int:
+    recipe = read_recipe({"kind": args.kind, **values, **read_fields(args.set)})
+    with transaction() as session:
+        run = launch(session, recipe, project_id=choose_project(session, args.project).id)
+    if not args.wait:
+        hint = "" if workers_beat() else " It starts when a worker runs: preflab up"
+        show_one(args, run_as_json(run), f"Run {run.id} is {run.status}.{hint}")
+        return 0
+    run = wait_for(run.id, is_quiet=args.json)
+    show_one(args, run_as_json(run), f"Run {run.id} is {run.status}." + (f" {run.error}" if run.error else ""))
+    return 0 if run.status == "done" else 1
+
+
+def wait_for(run_id: int, *, is_quiet: bool = False) -> Run:
+    """The run once it has ended; meanwhile its progress, in a terminal."""
+    line = StatusLine()
+    while True:
+        with reading() as session:
+            run = get(session, Run, run_id)
+        if run.status in ENDED:
+            line.clear()
+            return run
+        left = seconds_left(run)
+        if not is_quiet:
+            line.put(
+                f"run {run.id} {run.status} {run.done}/{run.total or '?'} {duration(left) + ' left' if left else ''}"
+            )
+        if run.status == "queued" and not workers_beat():
+            line.clear()
+            raise AppError(f"No worker runs, so run {run.id} stays queued. Start one with: preflab up")
+        time.sleep(0.5)
+
+
+def list_(args: argparse.Namespace) -> None:
+    if args.status and args.status not in (*LIVE, *ENDED):
+        raise Invalid(f"--status is one of {', '.join((*LIVE, *ENDED))}.")
+    with reading() as session:
+        project = choose_project(session, args.project)
+        query = select(Run).where(Run.project_id == project.id).order_by(col(Run.id).desc()).limit(args.limit)
+        if args.status:
+            query = query.where(Run.status == args.status)
+        rows = [run_as_json(run) | {"created_at": run.created_at} for run in session.exec(query)]
+    columns = ["id", "kind", "title", "status", "done", "total", "created_at"]
+    show(args, rows, columns, "No run yet. Start one on a page, or: preflab runs launch KIND")
+
+
+def change(args: argparse.Namespace) -> None:
+    with transaction() if args.verb != "show" else reading() as session:
+        project = choose_project(session, args.project)
+        run = get(session, Run, args.id)
+        if run.project_id != project.id:
+            raise NotFound(f"There is no run {args.id} in {project.slug}.")
+        if args.verb != "show":
+            {"cancel": cancel, "resume": resume}[args.verb](session, run)
+        row = run_as_json(run)
+    if args.json or args.verb != "show":
+        asked = " It was asked to stop." if run.is_cancel_asked and run.is_live else ""
+        show_one(args, row, f"Run {run.id} is {run.status}.{asked}")
+    else:
+        say(yaml.safe_dump(row, sort_keys=False, allow_unicode=True).rstrip())
+
+
+def checkpoints(args: argparse.Namespace) -> None:
+    with reading() as session:
+        project = choose_project(session, args.project)
+        query = select(Checkpoint).where(Checkpoint.project_id == project.id).order_by(col(Checkpoint.id).desc())
+        rows = [row.model_dump(exclude={"project_id"}) for row in session.exec(query)]
+    columns = ["id", "name", "role", "method", "weights", "seed", "run_id", "created_at"]
+    show(args, rows, columns, "No checkpoint yet: preflab import checkpoint SOURCE")
+
+
+def recipes(args: argparse.Namespace) -> None:
+    if not args.kind:
+        rows = [{"kind": kind, "what": (cls.__doc__ or "").partition("\n")[0]} for kind, cls in RECIPES.items()]
+        show(args, rows, ["kind", "what"], "")
+        return
+    fields = []
+    for name, field in recipe_class(args.kind).model_fields.items():
+        default = None if field.is_required() else field.get_default(call_default_factory=True)
+        text = ". ".join(filter(None, [field.title, field.description]))
+        fields.append({"field": name, "default": "required" if field.is_required() else _text(default), "what": text})
+    show(args, fields, ["field", "default", "what"], "")
+
+
+def _text(default: Any) -> str:
+    return str(default.model_dump() if hasattr(default, "model_dump") else default)

@@ -1,0 +1,118 @@
+"""Commands that serve: up, worker, and the demo."""
+
+import argparse
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlmodel import col, select
+
+from app.accounts.logins import LINK_MINUTES, make_account
+from app.accounts.models import Account
+from app.cli.output import say
+from app.config import settings
+from app.db import check_schema, db_now, reading, transaction
+from app.errors import AppError, Invalid
+from app.experiments.files import read_shipped
+from app.experiments.models import Experiment
+from app.experiments.start import find_same, retry_experiment, start_experiment
+from app.launcher import Services, StopSignals, run_up, worker_command
+from app.projects.models import Project
+from app.projects.projects import make_project, set_role
+from app.runs.models import Worker
+
+FRESH_S = 6.0  # a worker beats once a second
+
+
+def up(args: argparse.Namespace) -> int:
+    return run_up(say)
+
+
+def worker(args: argparse.Namespace) -> None:
+    command = worker_command(args.queues)
+    os.execve(command[0], command, {**os.environ, "PREFLAB_WORKER_QUEUES": args.queues})
+
+
+def workers_beat() -> bool:
+    """Whether some worker on this database has reported itself in the last seconds."""
+    try:
+        check_schema()
+    except AppError:
+        return False
+    with reading() as session:
+        beat = select(Worker.id).where(col(Worker.beat_at) > db_now(session) - FRESH_S)
+        return session.exec(beat.limit(1)).first() is not None
+
+
+@contextmanager
+def running_services() -> Iterator[Services | None]:
+    """Web, broker and workers for the time of a command; None when they run already, in another process."""
+    if workers_beat():
+        say(f"PrefLab runs already: {settings().url}")
+        yield None
+        return
+    with Services(say=say) as services, StopSignals(services):
+        yield services
+
+
+def read_seed_list(text: str, *, is_count: bool = False) -> list[int]:
+    """“11,12,13” as seeds; with `is_count` a lone number says how many: 3 is 1, 2, 3. Raises Invalid."""
+    try:
+        numbers = [int(part) for part in text.replace(",", " ").split()]
+    except ValueError as error:
+        raise Invalid(f"Seeds are whole numbers, such as 1,2,3; “{text}” is not.") from error
+    if is_count and len(numbers) == 1 and "," not in text:
+        if not 1 <= numbers[0] <= 100:
+            raise Invalid("The demo runs 1 to 100 seeds.")
+        return list(range(1, numbers[0] + 1))
+    return numbers
+
+
+def demo(args: argparse.Namespace) -> int:
+    from app.cli.experiments import follow, print_results
+
+    seeds = read_seed_list(args.seeds, is_count=True)
+    with running_services() as services:
+        project, url = prepare_demo()
+        say(f"\n  Open the study in a browser (one-time link, {LINK_MINUTES} minutes):\n  {url}\n")
+        experiment = start_demo(project, seeds, args.scale)
+        experiment = follow(experiment, services)
+        if services is not None and services.asked_to_stop:
+            say("Stopped. `make demo` goes on from what is stored.")
+            return 1
+        print_results(experiment, project)
+        code = 0 if experiment.status == "done" else 1
+        if services is None or args.exit:
+            return code
+        say(f"Serving at {settings().url} until Ctrl-C.")
+        services.serve()
+        return code
+
+
+def prepare_demo() -> tuple[Project, str]:
+    """The account `owner` and the project `demo`, made if missing, and a login link."""
+    from app.cli.admin import login_url
+
+    with transaction() as session:
+        owner = session.exec(select(Account).where(Account.name == "owner")).first() or make_account(session, "owner")
+        project = session.exec(select(Project).where(Project.slug == "demo")).first()
+        if project is None:
+            project = make_project(session, "demo", "Demo", owner)
+        else:
+            set_role(session, project, owner, "owner")
+        return project, login_url(session, owner)
+
+
+def start_demo(project: Project, seeds: list[int], scale: str) -> Experiment:
+    """The demo's experiment: an earlier one like it is gone on with, and tried again where it failed."""
+    text = read_shipped("demo")
+    with transaction() as session:
+        experiment = find_same(session, project.id, text, seeds=seeds, scale=scale)
+        if experiment is None:
+            return start_experiment(session, project.id, text, seeds=seeds, scale=scale, file="experiments/demo.yaml")
+        if experiment.status in {"failed", "cancelled"}:
+            say(f"Experiment {experiment.id} had ended as {experiment.status}: trying again what is missing.")
+            retry_experiment(session, experiment)
+        else:
+            say(f"Experiment {experiment.id} is {experiment.status} already.")
+        return experiment
