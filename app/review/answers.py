@@ -1,0 +1,184 @@
+"""People's answers, and the overrides that follow from them. Every change moves the pair set's labels on, at once.
+
+The first answer is given blind and never changes: agreement reads it. What a person says after the reveal is `later`,
+which moves the override alone. An override stands where most people who answered a pair contradict the verdict; with
+an even split, the verdict stands.
+"""
+
+from collections import Counter
+
+import sqlalchemy as sa
+from sqlmodel import Session, col, select
+
+from app.db import db_now, get, now
+from app.errors import Conflict, Invalid, NotFound
+from app.judging.models import Verdict
+from app.pairs.models import Pair, PairSet
+from app.projects.access import Member
+from app.review.models import Answer, Override, Queue
+from app.review.queues import LEASE_S
+
+SHOWN = ("left", "right", "tie", "both_bad", "skip")
+
+
+def in_pair_frame(choice: str, is_swapped: bool) -> str:
+    """What was chosen on the screen, as a, b, tie, both_bad or skip; raises Invalid."""
+    if choice not in SHOWN:
+        raise Invalid(f"“{choice[:20]}” is no answer. Answers: {', '.join(SHOWN)}.", {"choice": ["not an answer"]})
+    if choice in {"left", "right"}:
+        return "b" if (choice == "left") == is_swapped else "a"
+    return choice
+
+
+def as_shown(choice: str | None, is_swapped: bool) -> str | None:
+    """The reverse: a and b as the sides they were shown on."""
+    if choice in {"a", "b"}:
+        return "right" if (choice == "a") == is_swapped else "left"
+    return choice
+
+
+def project_answer(session: Session, member: Member, answer_id: int) -> tuple[Answer, Queue]:
+    """An answer of this project with its queue; raises NotFound."""
+    answer = get(session, Answer, answer_id)
+    queue = get(session, Queue, answer.queue_id)
+    if queue.project_id != member.project.id:
+        raise NotFound(f"There is no answer {answer_id}.")
+    return answer, queue
+
+
+def give_answer(session: Session, answer: Answer, queue: Queue, account_id: int, choice: str, note: str = "") -> None:
+    """Stores the blind answer of a place this person holds, once; a second press of the same key changes nothing.
+
+    Raises Conflict when the place is another's, or was answered otherwise before.
+    """
+    wanted = in_pair_frame(choice, answer.is_swapped)
+    at = db_now(session)
+    stored = session.execute(
+        sa.update(Answer)
+        .where(col(Answer.id) == answer.id, col(Answer.account_id) == account_id, col(Answer.first).is_(None))
+        .values(
+            first=wanted, note=note.strip()[:10_000], answered_at=now(),
+            seconds=at - (col(Answer.lease_until) - LEASE_S),
+        )
+    )  # fmt: skip
+    session.refresh(answer)
+    if stored.rowcount == 0:  # type: ignore[attr-defined]
+        if answer.account_id != account_id:
+            raise Conflict("You do not hold this pair any more: it went to somebody else. Go on with the next one.")
+        if answer.first != wanted:
+            raise Conflict("Your first answer stands. Press U on its page to change what the label becomes.")
+        return
+    _settle(session, answer, queue)
+
+
+def change_answer(session: Session, answer: Answer, queue: Queue, account_id: int, choice: str, note: str = "") -> None:
+    """What the person says after the reveal: `first` stays, the override follows. Raises Conflict or NotFound."""
+    if answer.account_id != account_id:
+        raise NotFound("This is somebody else's answer.")
+    if answer.first is None:
+        raise Conflict("Answer first: only what was answered can be changed.")
+    answer.later = in_pair_frame(choice, answer.is_swapped)
+    if note.strip():
+        answer.note = note.strip()[:10_000]
+    session.flush()
+    _settle(session, answer, queue)
+
+
+def is_contradiction(choice: str, outcome: str | None) -> bool:
+    """Whether a person's choice asks for another label than the verdict gives. Tie and both bad are both none."""
+    neither = {"tie", "both_bad"}
+    return choice != outcome and not (choice in neither and outcome in neither)
+
+
+def _settle(session: Session, answer: Answer, queue: Queue) -> None:
+    """Makes the pair's standing override what the people's answers ask for."""
+    pair_id = answer.pair_id
+    # Two people who answer the same pair at this moment settle it one after the other.
+    session.exec(select(Pair.id).where(Pair.id == pair_id).with_for_update()).one()
+    said = _said_of(session, pair_id)
+    people = _majority([choice for _, choice in said])
+    standing = standing_override(session, pair_id)
+    if (standing.choice if standing else None) == people:
+        return
+    verdict = session.exec(
+        select(Verdict).where(Verdict.verdict_set_id == queue.verdict_set_id, Verdict.pair_id == pair_id)
+    ).first()
+    is_needed = people is not None and is_contradiction(people, verdict.outcome if verdict else None)
+    if standing is not None:
+        standing.withdrawn_at = now()
+        session.flush()
+    if is_needed and people is not None:
+        speaker = next((one for one, choice in reversed(said) if choice == people and one.id == answer.id), None)
+        speaker = speaker or next(one for one, choice in reversed(said) if choice == people)
+        assert speaker.account_id is not None
+        session.add(Override(
+            pair_id=pair_id, choice=people, account_id=speaker.account_id, why=speaker.note, answer_id=speaker.id
+        ))  # fmt: skip
+    if is_needed or standing is not None:
+        _move_labels_on(session, pair_id)
+
+
+def _said_of(session: Session, pair_id: int) -> list[tuple[Answer, str]]:
+    """What people say of a pair now, in order; not what was withdrawn by hand after they had said it, nor skips."""
+    answers = session.exec(
+        select(Answer)
+        .where(Answer.pair_id == pair_id, col(Answer.first).is_not(None))
+        .order_by(col(Answer.answered_at))
+    ).all()
+    by_hand = session.exec(
+        select(Override).where(Override.pair_id == pair_id, col(Override.withdrawn_by_id).is_not(None))
+    ).all()
+    said = [(one, one.later or one.first or "skip") for one in answers]
+    return [
+        (one, choice)
+        for one, choice in said
+        if choice != "skip"
+        and not any(
+            gone.choice == choice and gone.withdrawn_at and one.answered_at and gone.withdrawn_at > one.answered_at
+            for gone in by_hand
+        )
+    ]
+
+
+def _majority(choices: list[str]) -> str | None:
+    """The choice that more people made than any other; None without answers or with an even split."""
+    ranked = Counter(choices).most_common(2)
+    if not ranked or (len(ranked) == 2 and ranked[0][1] == ranked[1][1]):
+        return None
+    return ranked[0][0]
+
+
+def standing_override(session: Session, pair_id: int) -> Override | None:
+    """The override that stands over a pair."""
+    return session.exec(
+        select(Override).where(Override.pair_id == pair_id, col(Override.withdrawn_at).is_(None))
+    ).first()
+
+
+def withdraw(session: Session, override: Override, account_id: int) -> None:
+    """Takes an override back by hand: the row stays, the verdict speaks again. Raises Conflict if it was taken back."""
+    changed = session.execute(
+        sa.update(Override)
+        .where(col(Override.id) == override.id, col(Override.withdrawn_at).is_(None))
+        .values(withdrawn_at=now(), withdrawn_by_id=account_id)
+    )
+    if changed.rowcount != 1:  # type: ignore[attr-defined]
+        raise Conflict("This override was withdrawn before.")
+    session.refresh(override)
+    _move_labels_on(session, override.pair_id)
+
+
+def project_override(session: Session, member: Member, override_id: int) -> Override:
+    """An override of this project; raises NotFound."""
+    override = get(session, Override, override_id)
+    pair_set = get(session, PairSet, get(session, Pair, override.pair_id).pair_set_id)
+    if pair_set.project_id != member.project.id:
+        raise NotFound(f"There is no override {override_id}.")
+    return override
+
+
+def _move_labels_on(session: Session, pair_id: int) -> None:
+    of_pair = sa.select(col(Pair.pair_set_id)).where(col(Pair.id) == pair_id).scalar_subquery()
+    session.execute(
+        sa.update(PairSet).where(col(PairSet.id) == of_pair).values(labels_version=PairSet.labels_version + 1)
+    )

@@ -1,0 +1,194 @@
+"""What the review pages show of a place: the pair before the answer, and the verdict with its reasons after it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import aliased
+from sqlmodel import Session, col, select
+
+from app.accounts.models import Account
+from app.constitutions.models import Principle
+from app.db import get
+from app.judging.models import Judge, Opinion, Verdict, VerdictSet
+from app.pairs.models import Completion, Pair, PairSet
+from app.projects.access import Member
+from app.prompts.models import Prompt
+from app.review.answers import as_shown
+from app.review.models import Answer, Override, Queue
+from app.tables import Column, Filter, Table
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A pair as this person sees it. Nothing here tells what the judge said."""
+
+    messages: list[dict[str, str]]
+    reference: str | None
+    left: str
+    right: str
+
+
+@dataclass(frozen=True)
+class Reason:
+    """One reading of the pair by a judge, on the sides this person saw."""
+
+    judge: str
+    order: str
+    choice: str | None
+    text: str
+    by_principle: list[tuple[str, str, str]]  # key, what the principle says, choice
+
+
+@dataclass(frozen=True)
+class Revealed:
+    """The verdict and its reasons, on the sides this person saw, and what stands over the pair now."""
+
+    choice: str | None
+    reason: str
+    is_flip: bool
+    p_chosen: float | None
+    reasons: list[Reason]
+    override: Override | None
+    override_choice: str | None
+    override_by: str
+
+
+def read_shown(session: Session, answer: Answer) -> Shown:
+    """The pair of a place, sides as stored with it."""
+    pair = get(session, Pair, answer.pair_id)
+    prompt = get(session, Prompt, pair.prompt_id)
+    a, b = get(session, Completion, pair.a_id).text, get(session, Completion, pair.b_id).text
+    left, right = (b, a) if answer.is_swapped else (a, b)
+    return Shown(prompt.messages, prompt.reference, left, right)
+
+
+def read_revealed(session: Session, answer: Answer, queue: Queue) -> Revealed:
+    """What the judge said of a pair. Call it only once the place is answered."""
+    assert answer.first is not None
+    verdict = session.exec(
+        select(Verdict).where(Verdict.verdict_set_id == queue.verdict_set_id, Verdict.pair_id == answer.pair_id)
+    ).one()
+    override = session.exec(
+        select(Override).where(Override.pair_id == answer.pair_id, col(Override.withdrawn_at).is_(None))
+    ).first()
+    p_chosen = verdict.p_a if verdict.outcome == "a" or verdict.p_a is None else 1 - verdict.p_a
+    return Revealed(
+        choice=as_shown(verdict.outcome, answer.is_swapped), reason=verdict.reason, is_flip=verdict.is_flip,
+        p_chosen=p_chosen if verdict.outcome in {"a", "b"} else None,
+        reasons=_read_reasons(session, answer, queue), override=override,
+        override_choice=as_shown(override.choice, answer.is_swapped) if override else None,
+        override_by=get(session, Account, override.account_id).name if override else "",
+    )  # fmt: skip
+
+
+def _read_reasons(session: Session, answer: Answer, queue: Queue) -> list[Reason]:
+    verdict_set = get(session, VerdictSet, queue.verdict_set_id)
+    said: dict[str, str] = {}
+    if verdict_set.constitution_id:
+        principles = select(Principle).where(Principle.constitution_id == verdict_set.constitution_id)
+        said = {row.key: row.body for row in session.exec(principles)}
+    opinions = session.execute(
+        sa.select(Opinion, col(Judge.name))
+        .join(Judge, col(Judge.id) == col(Opinion.judge_id))
+        .where(col(Opinion.verdict_set_id) == queue.verdict_set_id, col(Opinion.pair_id) == answer.pair_id)
+        .order_by(col(Opinion.judge_id), col(Opinion.sample), col(Opinion.is_swapped))
+    ).all()
+    reasons = []
+    for opinion, judge in opinions:
+        by_principle = [
+            (key, said.get(key, ""), as_shown(choice, answer.is_swapped) or "unreadable")
+            for key, choice in opinion.by_principle.items()
+        ]
+        order = "sides exchanged" if opinion.is_swapped else "sides as they are"
+        reasons.append(Reason(judge, order, as_shown(opinion.choice, answer.is_swapped), opinion.reason, by_principle))
+    return reasons
+
+
+def last_answered(session: Session, queue: Queue, account_id: int) -> Answer | None:
+    """The place this person answered last in a queue: where U leads back to."""
+    mine = select(Answer).where(
+        Answer.queue_id == queue.id, Answer.account_id == account_id, col(Answer.first).is_not(None)
+    )
+    return session.exec(mine.order_by(col(Answer.answered_at).desc(), col(Answer.id).desc()).limit(1)).first()
+
+
+def queues_table(member: Member) -> Table:
+    """The project's queues. A grader is not told whose labels they are."""
+    root = f"/p/{member.project.slug}"
+    of_queue = col(Answer.queue_id) == col(Queue.id)
+    answered = sa.select(sa.func.count(col(Answer.first))).where(of_queue).scalar_subquery()
+    columns = [
+        Column("name", Queue.name, "Queue", href=lambda row: f"{root}/review/{row['id']}"),
+        Column("kind", Queue.kind, "Kind"),
+        Column("answered", answered, "Answered", "number"),
+        Column("places", col(Queue.n) * col(Queue.overlap), "Of", "number"),
+        Column("overlap", Queue.overlap, "People per pair", "number", is_shown=False),
+        Column("created_at", Queue.created_at, "Drawn", "when"),
+        Column("id", Queue.id, is_shown=False),
+    ]
+    source: Any = Queue
+    if member.may("viewer"):
+        source = sa.join(Queue, VerdictSet, col(VerdictSet.id) == col(Queue.verdict_set_id))
+        columns.insert(
+            2,
+            Column(
+                "verdict_set", VerdictSet.name, "Verdicts", href=lambda row: f"{root}/judge/{row['verdict_set_id']}"
+            ),
+        )
+        columns.append(Column("verdict_set_id", Queue.verdict_set_id, is_shown=False))
+    return Table("queues", columns, source, Queue.id, [Queue.project_id == member.project.id],
+                 [Filter("kind", Queue.kind, "Kind", ("audit", "repair"))])  # fmt: skip
+
+
+def answers_table(member: Member, queue: Queue) -> Table:
+    """The answers of a queue, in the pair's own frame."""
+    root = f"/p/{member.project.slug}/review/answers"
+    columns = [
+        Column("id", Answer.id, "Answer", "number", lambda row: f"{root}/{row['id']}"),
+        Column("pair", Answer.pair_id, "Pair", "number"),
+        Column("account", Account.name, "Who"),
+        Column("first", Answer.first, "First answer"),
+        Column("later", Answer.later, "Later"),
+        Column("verdict", Verdict.outcome, "Verdict"),
+        Column("is_swapped", Answer.is_swapped, is_shown=False),
+        Column("seconds", Answer.seconds, "Seconds", "number"),
+        Column("note", Answer.note, "Comment", "long"),
+        Column("answered_at", Answer.answered_at, "When", "when"),
+        Column("is_simulated", Account.is_simulated, is_shown=False),
+    ]
+    is_verdict = sa.and_(
+        col(Verdict.pair_id) == col(Answer.pair_id), col(Verdict.verdict_set_id) == queue.verdict_set_id
+    )
+    source = sa.join(Answer, Account, col(Account.id) == col(Answer.account_id)).outerjoin(Verdict, is_verdict)
+    where = [col(Answer.queue_id) == queue.id, col(Answer.first).is_not(None)]
+    return Table(
+        f"answers-{queue.id}", columns, source, Answer.id, where, [Filter("first", Answer.first, "First answer")]
+    )
+
+
+def overrides_table(member: Member) -> Table:
+    """Every override of the project, standing or withdrawn."""
+    by_hand = aliased(Account)
+    root = f"/p/{member.project.slug}"
+    columns = [
+        Column("id", Override.id, "Override", "number"),
+        Column("pair", Override.pair_id, "Pair", "number"),
+        Column("pair_set", PairSet.name, "Pairs", href=lambda row: f"{root}/pairs/{row['pair_set_id']}"),
+        Column("choice", Override.choice, "Label"),
+        Column("account", Account.name, "Who"),
+        Column("why", Override.why, "Why", "long"),
+        Column("made_at", Override.made_at, "Made", "when"),
+        Column("withdrawn_at", Override.withdrawn_at, "Withdrawn", "when"),
+        Column("withdrawn_by", by_hand.name, "Withdrawn by"),
+        Column("answer", Override.answer_id, is_shown=False),
+        Column("pair_set_id", PairSet.id, is_shown=False),
+    ]
+    source = (
+        sa.join(Override, Pair, col(Pair.id) == col(Override.pair_id))
+        .join(PairSet, col(PairSet.id) == col(Pair.pair_set_id))
+        .join(Account, col(Account.id) == col(Override.account_id))
+        .outerjoin(by_hand, col(by_hand.id) == col(Override.withdrawn_by_id))
+    )
+    filters = [Filter("pair_set_id", PairSet.id, "Pair set", cast=int), Filter("choice", Override.choice, "Label")]
+    return Table("overrides", columns, source, Override.id, [col(PairSet.project_id) == member.project.id], filters)
