@@ -115,9 +115,10 @@ class LocalModel:
 
         temperature = float(decoding.get("temperature", 1.0))
         is_sampled = temperature > 0
+        drawn = {"temperature": temperature, "top_p": float(decoding.get("top_p", 1.0)), "top_k": 0}
         config = GenerationConfig(
             max_new_tokens=n, do_sample=is_sampled, eos_token_id=self.end_ids, pad_token_id=self.pad_id,
-            **({"temperature": temperature, "top_p": float(decoding.get("top_p", 1.0)), "top_k": 0} if is_sampled else {}),
+            **(drawn if is_sampled else {}),
         )  # fmt: skip
         # A checkpoint's own generation settings (a penalty, a top-k) would change the arm silently: ours stand alone.
         self.model.generation_config = config
@@ -191,7 +192,7 @@ class RewardScorer:
         self.context = context_of(self.model.config, self.tokenizer)
 
     def encode(self, prompt: Messages, text: str) -> list[int]:
-        """The whole dialogue as the reward model was trained on it, its end token included; too long loses its beginning."""
+        """The whole dialogue as in training, its end token included; one too long loses its beginning."""
         if self.tokenizer.chat_template:
             said = [*prompt, {"role": "assistant", "content": text}]
             whole = render_messages(self.tokenizer, said, is_ended=True)
@@ -223,8 +224,10 @@ def render_messages(tokenizer: Any, messages: Messages, is_ended: bool = False) 
         return render_prompt(tokenizer, messages)
     except TemplateError as error:
         roles = ", ".join(message["role"] for message in messages)
-        raise AppError(f"The checkpoint's chat template refuses these messages ({roles}): {error}. Most often it allows no "
-                       "system message: leave it empty.") from error  # fmt: skip
+        raise AppError(
+            f"The checkpoint's chat template refuses these messages ({roles}): {error}. Most often it allows no "
+            "system message: leave it empty."
+        ) from error
 
 
 def context_of(config: Any, tokenizer: Any) -> int:

@@ -22,27 +22,25 @@ def find_or_make_arm(
     preamble = [{"role": "system", "content": system}] if system.strip() else []
     preamble += [{"role": one["role"], "content": one["content"]} for one in few_shot]
     settings = same_decoding(decoding)
+    sha256 = sha256_of({"checkpoint": checkpoint, "endpoint": endpoint, "preamble": preamble, "decoding": settings})
+    arm = Arm(project_id=project_id, name="", kind="checkpoint", sha256=sha256, preamble=preamble, decoding=settings)
     if checkpoint is not None:
         row = get(session, Checkpoint, checkpoint)
         _check_project(row.project_id, project_id, "checkpoint", checkpoint)
-        method = "in_context" if preamble and row.method == "base" else row.method
-        arm = Arm(
-            project_id=project_id, kind="checkpoint", checkpoint_id=row.id, seed=row.seed, method=method, name=row.name
-        )
+        arm.checkpoint_id, arm.seed, arm.name = row.id, row.seed, row.name
+        arm.method = "in_context" if preamble and row.method == "base" else row.method
     else:
         server = get(session, Endpoint, endpoint or 0)
         _check_project(server.project_id, project_id, "endpoint", endpoint or 0)
-        arm = Arm(project_id=project_id, kind="endpoint", endpoint_id=server.id, method="endpoint", name=server.name)
+        arm.kind, arm.method, arm.endpoint_id, arm.name = "endpoint", "endpoint", server.id, server.name
     arm.name = (name or arm.name + _said(preamble, settings))[:120]
-    arm.preamble, arm.decoding = preamble, settings
-    arm.sha256 = sha256_of({"checkpoint": checkpoint, "endpoint": endpoint, "preamble": preamble, "decoding": settings})
     return _store_once(session, arm)
 
 
 def find_or_make_imported_arm(session: Session, project_id: int, name: str) -> Arm:
     """The arm of completions that a file brought along, known by its name alone."""
-    arm = Arm(project_id=project_id, kind="imported", method="imported", name=name[:120], preamble=[], decoding={})
-    arm.sha256 = sha256_of({"imported": arm.name})
+    sha256 = sha256_of({"imported": name[:120]})
+    arm = Arm(project_id=project_id, name=name[:120], kind="imported", method="imported", sha256=sha256)
     return _store_once(session, arm)
 
 
