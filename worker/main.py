@@ -27,7 +27,7 @@ def run(run_id: int) -> None:
 def _tick_forever() -> None:
     while not supervisor.is_stopping.wait(1.0):
         try:
-            tick(_queues)
+            tick(supervisor)
         except sa.exc.SQLAlchemyError:
             log.warning("the ticker could not reach the database; trying again", exc_info=True)
 

@@ -16,12 +16,14 @@ from sqlmodel import col, select
 
 from app.config import settings
 from app.db import db_now, reading, transaction
+from app.experiments.advance import advance_all
 from app.runs.models import Run, Worker
 from app.runs.queue import Fenced, claim, finish, give_back, renew, runnable, send_wake_up, sweep
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.1
+THREADS = 8  # runs a process for `io,cpu` watches at once; celery's concurrency is the same
 GRACE_S = 10.0  # between asking a child to stop and ending it
 
 
@@ -58,6 +60,11 @@ class Supervisor:
         self.is_stopping = threading.Event()
         self._children: dict[int, subprocess.Popen[bytes]] = {}
         self._lock = threading.Lock()
+
+    def room(self) -> int:
+        """How many more runs this process could take now."""
+        with self._lock:
+            return (len(gpu_slots()) if "gpu" in self.queues else THREADS) - len(self._children)
 
     def run_next(self) -> bool:
         """Claims one run and sees it through; False when there was nothing to claim."""
@@ -189,15 +196,18 @@ def beat(queues: list[str]) -> None:
         session.add(row)
 
 
-def tick(queues: list[str]) -> None:
-    """Once a second: beat, sweep lost leases, advance experiments, and wake up for what is queued."""
-    from app.experiments.advance import advance_all
+def tick(supervisor: Supervisor) -> None:
+    """Once a second: beat, sweep lost leases, advance experiments, and send again what is queued and has room here.
 
+    Without the bound by room, wake-ups would pile up in the broker while every worker is busy.
+    """
+    queues = supervisor.queues
     beat(queues)
     with transaction() as session:
         sweep(session)
     advance_all()
     with reading() as session:
-        waiting = session.execute(runnable(queues).limit(8).with_only_columns(col(Run.id), col(Run.queue))).all()
+        ready = runnable(queues).limit(max(0, supervisor.room())).with_only_columns(col(Run.id), col(Run.queue))
+        waiting = session.execute(ready).all()
     for run_id, queue in waiting:
         send_wake_up(run_id, queue)
