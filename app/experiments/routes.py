@@ -137,6 +137,12 @@ def read_variables(text: str) -> dict[str, str]:
     return variables
 
 
+@router.get("/p/{project}/experiments/{experiment_id}.json")
+def show_experiment_json(member: Viewer, session: Db, experiment_id: int) -> dict[str, Any]:
+    """One experiment with its steps as JSON."""
+    return experiment_as_json(session, project_experiment(session, member, experiment_id))
+
+
 @router.get("/p/{project}/experiments/{experiment_id}")
 def show_experiment(request: Request, member: Viewer, session: Db, experiment_id: int) -> Response:
     """The board: steps by seeds, live."""
@@ -150,12 +156,6 @@ def show_board(request: Request, member: Viewer, session: Db, experiment_id: int
     """The live part: it asks for itself again while the experiment runs."""
     experiment = project_experiment(session, member, experiment_id)
     return html(request, "experiments/_board.html", experiment=experiment, board=read_board(session, experiment))
-
-
-@router.get("/p/{project}/experiments/{experiment_id}.json")
-def show_experiment_json(member: Viewer, session: Db, experiment_id: int) -> dict[str, Any]:
-    """One experiment with its steps as JSON."""
-    return experiment_as_json(session, project_experiment(session, member, experiment_id))
 
 
 @router.post("/p/{project}/experiments/{experiment_id}/{verb}")

@@ -1,0 +1,92 @@
+"""The pipeline as the home page shows it: what each stage has, and what ran last there."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlmodel import Session, col, select
+
+from app.checkpoints.models import Checkpoint
+from app.experiments.models import Experiment
+from app.grading.models import Grade, GradeItem, Grading
+from app.home.rail import STAGES
+from app.judging.models import VerdictSet
+from app.pairs.models import Pair, PairSet
+from app.projects.models import Project
+from app.prompts.models import PromptSet
+from app.review.models import Answer, Override, Queue
+from app.runs.models import Run
+from app.training.models import Snapshot
+
+TRAINED = ("sft", "reward", "dpo", "ppo", "grpo")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the row: a figure, a line about it, and the last run of its kinds."""
+
+    label: str
+    url: str
+    count: int
+    about: str
+    last: Run | None
+
+
+def read_stages(session: Session, project: Project) -> list[Stage]:
+    """The stages from Prompts to Report."""
+    figures = _figures(session, project.id)
+    newest = select(sa.func.max(Run.id)).where(Run.project_id == project.id).group_by(col(Run.kind)).scalar_subquery()
+    last: dict[str, Run] = {run.kind: run for run in session.exec(select(Run).where(col(Run.id).in_(newest)))}
+    stages = []
+    for label, below, _, kinds in STAGES:
+        if label in figures:
+            count, about = figures[label]
+            runs = [last[kind] for kind in kinds if kind in last]
+            latest = max(runs, key=lambda run: run.id) if runs else None
+            stages.append(Stage(label, f"/p/{project.slug}/{below}", count, about, latest))
+    return stages
+
+
+def _figures(session: Session, project_id: int) -> dict[str, tuple[int, str]]:
+    """label → a count and what it counts, in one query."""
+
+    def one(value: Any, *where: Any) -> Any:
+        return sa.select(sa.func.coalesce(value, 0)).where(*where).scalar_subquery()
+
+    def ids(model: Any, *where: Any) -> Any:
+        return sa.select(model.id).where(*where)
+
+    count, total = sa.func.count(), sa.func.sum
+    prompts, pairs = PromptSet.project_id == project_id, PairSet.project_id == project_id
+    verdicts, queues = VerdictSet.project_id == project_id, Queue.project_id == project_id
+    gradings, runs = Grading.project_id == project_id, Run.project_id == project_id
+    items = ids(GradeItem, col(GradeItem.grading_id).in_(ids(Grading, gradings)))
+    mine = ids(Pair, col(Pair.pair_set_id).in_(ids(PairSet, pairs)))
+    row = session.execute(sa.select(
+        one(total(PromptSet.n), prompts), one(count, prompts),
+        one(total(PairSet.n), pairs), one(count, pairs),
+        one(total(VerdictSet.n_a + VerdictSet.n_b + VerdictSet.n_tie + VerdictSet.n_null), verdicts),
+        one(total(VerdictSet.n_null), verdicts),
+        one(sa.func.count(col(Answer.first)), col(Answer.queue_id).in_(ids(Queue, queues))), one(total(Queue.n), queues),
+        one(count, col(Override.withdrawn_at).is_(None), col(Override.pair_id).in_(mine)),
+        one(count, Checkpoint.project_id == project_id, col(Checkpoint.method).in_(TRAINED)),
+        one(count, Snapshot.project_id == project_id),
+        one(count, runs, Run.kind == "benchmark", Run.status == "done"),
+        one(count, col(Grade.item_id).in_(items)), one(total(Grading.planned_n), gradings),
+        one(count, Experiment.project_id == project_id, Experiment.status == "done"),
+    )).one()  # fmt: skip
+    n = [int(value) for value in row]
+    return {
+        "Prompts": (n[0], f"prompts in {_sets(n[1])}"),
+        "Pairs": (n[2], f"pairs in {_sets(n[3])}"),
+        "Judge": (n[4], f"verdicts, {n[5]:,} of them unreadable"),
+        "Review": (n[6], f"of {n[7]:,} drawn pairs answered, {n[8]:,} overridden"),
+        "Train": (n[9], f"trained checkpoints, {n[10]:,} frozen snapshot{'' if n[10] == 1 else 's'}"),
+        "Benchmarks": (n[11], "scored benchmarks"),
+        "Grade": (n[12], f"of {n[13]:,} items graded"),
+        "Report": (n[14], "finished experiments"),
+    }
+
+
+def _sets(n: int) -> str:
+    return f"{n:,} set{'' if n == 1 else 's'}"
