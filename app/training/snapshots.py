@@ -1,8 +1,22 @@
 """Freezing preferences: overrides over verdicts, as a hashed file of TRL's prompt/chosen/rejected rows."""
 
-from typing import ClassVar
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
+import sqlalchemy as sa
+from sqlalchemy.orm import aliased
+from sqlmodel import Session, col
+
+from app.judging.models import Verdict, VerdictSet
+from app.pairs.models import Completion, Pair
+from app.prompts.models import Prompt
+from app.review.models import Override
 from app.runs.recipe import Recipe, points_to
+
+TRAINED_ON = ("train", "dev")  # test and out-of-distribution prompts never reach a snapshot
+CHUNK = 2_000
 
 
 class SnapshotRecipe(Recipe):
@@ -12,3 +26,97 @@ class SnapshotRecipe(Recipe):
     verb: ClassVar[str] = "Freeze"
 
     verdict_set: int = points_to("verdict_set", title="Verdicts")
+
+
+@dataclass(frozen=True)
+class Preference:
+    """One row of a snapshot: the pair, and which side is preferred."""
+
+    pair_id: int
+    split: str
+    row: dict[str, Any]
+
+
+def standing_overrides(session: Session, pair_set_id: int) -> dict[int, str]:
+    """pair → what people say of it, where an override stands."""
+    found = session.execute(
+        sa.select(col(Override.pair_id), col(Override.choice))
+        .join(Pair, col(Pair.id) == col(Override.pair_id))
+        .where(col(Pair.pair_set_id) == pair_set_id, col(Override.withdrawn_at).is_(None))
+        .order_by(col(Override.pair_id))
+    ).all()
+    return {row.pair_id: row.choice for row in found}
+
+
+def read_preferences(
+    session: Session, verdict_set: VerdictSet, overrides: dict[int, str], counts: Counter[str]
+) -> Iterator[Preference]:
+    """The preferences of a verdict set in the order of its pairs, streamed; what gives none is counted.
+
+    `counts` afterwards holds: pairs, held_out (test and ood), train, dev, ties, both_bad, unreadable, unjudged,
+    overridden (labels that come from people) and flips (preferences whose two orders disagreed).
+    """
+    after = (-1, 0)
+    while True:
+        rows = session.execute(_chunk(verdict_set, after)).all()
+        if not rows:
+            return
+        for row in rows:
+            counts["pairs"] += 1
+            choice = _label(row, overrides, counts)
+            if choice is not None:
+                counts[row.split] += 1
+                counts["flips"] += bool(row.is_flip)
+                yield Preference(row.id, row.split, _as_row(row, choice))
+        after = (rows[-1].position, rows[-1].id)
+
+
+def _chunk(verdict_set: VerdictSet, after: tuple[int, int]) -> Any:
+    a, b = aliased(Completion), aliased(Completion)
+    is_verdict = sa.and_(col(Verdict.pair_id) == col(Pair.id), col(Verdict.verdict_set_id) == verdict_set.id)
+    beyond = sa.or_(col(Pair.position) > after[0], sa.and_(col(Pair.position) == after[0], col(Pair.id) > after[1]))
+    return (
+        sa.select(
+            col(Pair.id), col(Pair.position), col(Prompt.messages), col(Prompt.reference), col(Prompt.split),
+            col(Prompt.grp), col(a.text).label("a"), col(b.text).label("b"), col(Verdict.id).label("verdict"),
+            col(Verdict.outcome), col(Verdict.is_flip),
+        )
+        .join(Prompt, col(Prompt.id) == col(Pair.prompt_id))
+        .join(a, col(a.id) == col(Pair.a_id))
+        .join(b, col(b.id) == col(Pair.b_id))
+        .outerjoin(Verdict, is_verdict)
+        .where(col(Pair.pair_set_id) == verdict_set.pair_set_id, beyond)
+        .order_by(col(Pair.position), col(Pair.id))
+        .limit(CHUNK)
+    )  # fmt: skip
+
+
+def _label(row: Any, overrides: dict[int, str], counts: Counter[str]) -> str | None:
+    """a or b, or None and why, in the counts."""
+    if row.split not in TRAINED_ON:
+        counts["held_out"] += 1
+        return None
+    override = overrides.get(row.id)
+    counts["overridden"] += override is not None
+    label = override or row.outcome
+    if label in {"a", "b"}:
+        return str(label)
+    if label is None:
+        counts["unjudged" if row.verdict is None else "unreadable"] += 1
+    else:
+        counts["both_bad" if label == "both_bad" else "ties"] += 1
+    return None
+
+
+def _as_row(row: Any, choice: str) -> dict[str, Any]:
+    sides = {"a": row.a, "b": row.b}
+    rejected = sides["b" if choice == "a" else "a"]
+    return {
+        "prompt": row.messages,
+        "chosen": [{"role": "assistant", "content": sides[choice]}],
+        "rejected": [{"role": "assistant", "content": rejected}],
+        "pair": row.id,
+        "group": row.grp,
+        "split": row.split,
+        "reference": row.reference,
+    }

@@ -75,9 +75,8 @@ def make_verdicts(session: Session, project: Project, pairs: PairSet, outcomes: 
     )  # fmt: skip
     session.add(found)
     session.flush()
-    for i, pair in enumerate(
-        session.exec(select(Pair).where(Pair.pair_set_id == pairs.id).order_by(sa.text("position")))
-    ):
+    in_order = select(Pair).where(Pair.pair_set_id == pairs.id).order_by(col(Pair.position))
+    for i, pair in enumerate(session.exec(in_order).all()):
         outcome = outcomes[i % len(outcomes)]
         why = "the judge’s secret reason" if outcome else "no verdict in the answer"
         session.add(Verdict(verdict_set_id=found.id, pair_id=pair.id, outcome=outcome, reason=why,
