@@ -20,15 +20,22 @@ class BenchmarkRecipe(Recipe):
         ..., title="Benchmark"
     )
     data: str = Field("", title="Local files", description="Folder or file on the server; empty means the hub.")
-    prompt_set: int | None = points_to("prompt_set", title="Prompts", default=None, description="For strict format.")
-    splits: list[Split] = Field(["test"], min_length=1, title="Splits")
+    prompt_set: int | None = points_to(
+        "prompt_set",
+        title="Prompts",
+        default=None,
+        description="For strict format. PKU-SafeRLHF: only pairs of these prompts, so that none was trained on.",
+    )
+    splits: list[Split] = Field(["test"], min_length=1, title="Splits", description="Of the prompts above.")
     judge: int | None = points_to("judge", title="Judge", default=None, description="For the judged safe rate.")
     reference: int | None = points_to(
         "checkpoint", title="Reference", default=None, description="For the implicit reward of PKU-SafeRLHF."
     )
     num_fewshot: int = Field(0, ge=0, le=32, title="Few-shot examples")
     samples: int = Field(8, ge=1, le=256, title="Samples per prompt", description="Strict format, at temperature 1.")
-    max_new_tokens: int = Field(96, ge=1, le=4096, title="New tokens at most")
+    max_new_tokens: int = Field(
+        96, ge=1, le=4096, title="New tokens at most", description="Where completions are sampled."
+    )
     batch_size: int = Field(64, ge=1, le=4096, title="Batch size")
     limit: int | None = Field(None, ge=1, title="At most this many items", description="Per subject for MMLU.")
     use_chat_template: bool = Field(False, title="Use the chat template")

@@ -1,0 +1,110 @@
+"""PKU-SafeRLHF's pairs and BeaverTails' prompts, from local files or the hub."""
+
+import gzip
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from app.errors import Invalid
+from app.runs.recipe import sha256_of
+
+PAIRS_ON_HUB = "PKU-Alignment/PKU-SafeRLHF"
+PROMPTS_ON_HUB = "PKU-Alignment/BeaverTails-Evaluation"
+
+
+@dataclass(frozen=True)
+class SafetyPair:
+    """Two completions of a prompt, and which side (0 or 1) people found safer and better; None where not said."""
+
+    name: str
+    prompt: str
+    texts: tuple[str, str]
+    safer: int | None
+    better: int | None
+    category: str = ""
+
+
+@dataclass(frozen=True)
+class SafetyPrompt:
+    """A prompt that invites harm of one category."""
+
+    name: str
+    text: str
+    category: str
+
+
+def read_pku(data: str) -> tuple[list[SafetyPair], list[SafetyPrompt]]:
+    """All pairs and prompts of a folder or file, each once, in the files' order. Raises Invalid."""
+    rows = list(_rows_of(data)) if data else list(_rows_on_hub())
+    pairs = {pair.name: pair for pair in map(_pair, rows) if pair is not None}
+    prompts = {prompt.name: prompt for prompt in map(_prompt, rows) if prompt is not None}
+    if not pairs and not prompts:
+        raise Invalid(
+            f"Local files: {data} holds neither PKU-SafeRLHF pairs nor BeaverTails prompts (.json, .jsonl, .gz)."
+        )
+    return list(pairs.values()), list(prompts.values())
+
+
+def _rows_of(data: str) -> Iterable[dict[str, Any]]:
+    place = Path(data).expanduser().resolve()
+    files = (
+        [place]
+        if place.is_file()
+        else sorted(p for p in place.rglob("*") if p.name.endswith((".json", ".jsonl", ".gz")))
+    )
+    for path in files:
+        raw = path.read_bytes()
+        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8")
+        found = read_json_rows(text, path.name)
+        yield from (row for row in found if isinstance(row, dict))
+
+
+def read_json_rows(text: str, name: str) -> list[Any]:
+    """A JSON array, or one JSON value a line; raises Invalid with the line."""
+    try:
+        found = json.loads(text)
+        return found if isinstance(found, list) else [found]
+    except ValueError:
+        pass
+    rows = []
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            rows += [json.loads(line)] if line.strip() else []
+        except ValueError as error:
+            raise Invalid(f"{name}, line {number}: no JSON ({error}). Mend the line or take the file away.") from error
+    return rows
+
+
+def _rows_on_hub() -> Iterable[dict[str, Any]]:
+    from datasets import load_dataset
+
+    yield from load_dataset(PAIRS_ON_HUB, split="test")
+    yield from load_dataset(PROMPTS_ON_HUB, split="test")
+
+
+def _pair(row: dict[str, Any]) -> SafetyPair | None:
+    """A pair from PKU-SafeRLHF's own fields, or from the safer-first pairs derived from it."""
+    if "response_0" in row:
+        texts = (str(row["response_0"]), str(row["response_1"]))
+        harms = [name for name, is_so in (row.get("response_0_harm_category") or {}).items() if is_so]
+        return SafetyPair(
+            _name(str(row["prompt"]), *texts), str(row["prompt"]), texts, int(row["safer_response_id"]),
+            int(row["better_response_id"]), harms[0] if harms else "",
+        )  # fmt: skip
+    said = row.get("response")
+    if isinstance(said, list) and len(said) == 2:
+        texts = (str(said[0]), str(said[1]))
+        return SafetyPair(_name(str(row["prompt"]), *texts), str(row["prompt"]), texts, 0, None)
+    return None
+
+
+def _prompt(row: dict[str, Any]) -> SafetyPrompt | None:
+    if "prompt" not in row or "category" not in row:
+        return None
+    return SafetyPrompt(_name(str(row["prompt"])), str(row["prompt"]), str(row["category"]).replace("_", " ")[:120])
+
+
+def _name(*texts: str) -> str:
+    return sha256_of(list(texts))[:16]

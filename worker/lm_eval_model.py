@@ -1,0 +1,100 @@
+"""lm-eval's tasks on a loaded checkpoint: items, their requests, and what the task makes of the answers."""
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from app.runs.recipe import sha256_of
+
+os.environ.setdefault("TQDM_DISABLE", "1")
+# It warns once for every truncated request; the run counts and shows them instead.
+logging.getLogger("lm_eval").setLevel(logging.ERROR)
+
+from lm_eval.api.instance import Instance  # noqa: E402
+from lm_eval.api.task import ConfigurableTask  # noqa: E402
+from lm_eval.models.huggingface import HFLM  # noqa: E402
+from lm_eval.tasks import TaskManager  # noqa: E402
+
+# What lm-eval's evaluator gives its few-shot sampler unless told otherwise.
+FEWSHOT_SEED = 1234
+
+
+class WatchedLM(HFLM):
+    """lm-eval's Hugging Face model around a loaded one; asks before every forward pass whether to go on."""
+
+    def __init__(self, model: Any, tokenizer: Any, batch_size: int, watch: Callable[[], None]) -> None:
+        self._watch = watch
+        super().__init__(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size)
+
+    def _model_call(self, inps: Any, attn_mask: Any = None, labels: Any = None) -> Any:
+        self._watch()
+        return super()._model_call(inps, attn_mask, labels)
+
+
+@dataclass
+class Item:
+    """One document of one task, with the requests it needs."""
+
+    task: ConfigurableTask
+    name: str
+    doc: dict[str, Any]
+    requests: list[Instance]
+    n_tokens: int  # of its longest request
+    is_truncated: bool  # the model sees less than the whole request: lm-eval cuts from the left
+
+
+def load_tasks(names: list[str], folder: Path, num_fewshot: int) -> dict[str, ConfigurableTask]:
+    """The tasks whose files lie in `folder`, by name."""
+    tasks: dict[str, ConfigurableTask] = TaskManager(include_path=str(folder), include_defaults=False).load(names)[
+        "tasks"
+    ]
+    for task in tasks.values():
+        if num_fewshot:
+            task.set_fewshot_seed(seed=FEWSHOT_SEED)
+    return tasks
+
+
+def read_items(
+    lm: WatchedLM, tasks: dict[str, ConfigurableTask], limit: int | None, use_chat_template: bool
+) -> list[Item]:
+    """Every item of every task with its requests, as lm-eval builds them."""
+    items: list[Item] = []
+    for name, task in tasks.items():
+        task.build_all_requests(
+            limit=limit,
+            apply_chat_template=use_chat_template,
+            chat_template=lm.apply_chat_template if use_chat_template else None,
+            tokenizer_name=lm.tokenizer_name if use_chat_template else "",
+        )
+        of_doc: dict[int, list[Instance]] = {}
+        for request in task.instances:
+            of_doc.setdefault(int(request.doc_id or 0), []).append(request)
+        for doc_id, requests in of_doc.items():
+            requests.sort(key=lambda request: request.idx)
+            n_tokens = max(len(lm.tok_encode(context + end)) for context, end in (r.args for r in requests))
+            # The last token is never an input, so one more than the context fits.
+            is_truncated = n_tokens > lm.max_length + 1
+            items.append(Item(task, f"{name}/{doc_id}", requests[0].doc, requests, n_tokens, is_truncated))
+    return items
+
+
+def score_items(lm: WatchedLM, items: list[Item]) -> list[tuple[Item, dict[str, float], list[float]]]:
+    """Each item with its metrics by lm-eval's name, and the log-likelihood of each choice."""
+    requests = [request for item in items for request in item.requests]
+    answers = iter(lm.loglikelihood(requests, disable_tqdm=True))
+    scored = []
+    for item in items:
+        # These tasks have no filter but lm-eval's default, "take the first answer".
+        found = [next(answers) for _ in item.requests]
+        metrics = item.task.process_results(item.doc, found)
+        scored.append((item, {name: float(value) for name, value in metrics.items()}, [float(ll) for ll, _ in found]))
+    return scored
+
+
+def hash_items(items: list[Item]) -> str:
+    """What the items ask, in one hash: two arms are compared on the same items or not at all."""
+    return sha256_of([json.loads(json.dumps([item.name, item.doc], default=str)) for item in items])
