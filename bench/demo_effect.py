@@ -1,6 +1,6 @@
 """The demo's effect without the app around it: trains every arm for some seeds and prints the table.
 
-    python bench/demo_effect.py --seeds 1 2 3 [--only dpo ppo] [--set dpo.lr=3e-4 …] [--work FOLDER]
+    python -m bench.demo_effect --seeds 1 2 3 [--only dpo ppo] [--set dpo.lr=3e-4 …] [--work FOLDER]
 
 Uses the training functions and the recipes of experiments/demo.yaml; the pairs are sampled, labelled by the rule with
 flipped labels, and written as a snapshot as the app would do it.
@@ -10,23 +10,16 @@ import argparse
 import hashlib
 import itertools
 import json
-import os
 import random
 import shutil
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import torch
+import yaml
 
 from app.prompts.demo_corpus import STRICT_RATES, four_choice_items, list_prompts
 from app.prompts.strict_format import is_answer_exact, read_strict_format, score_by_rule
@@ -39,17 +32,11 @@ from worker.ppo_models import load_ppo_models
 from worker.preferences import read_preferences
 from worker.saving import save_folder, write_model
 
-FLIP_RATE = 0.1
-SAMPLES = 8
-RECIPES: dict[str, Any] = {
-    "base": (DemoBaseRecipe, {}),
-    "sft": (SftRecipe, {"lr": 5e-4, "epochs": 2, "batch_size": 16}),
-    "reward": (RewardRecipe, {"lr": 5e-4, "epochs": 2, "batch_size": 16}),
-    "dpo": (DpoRecipe, {"lr": 5e-4, "epochs": 2, "batch_size": 16, "beta": 0.1}),
-    "ppo": (PpoRecipe, {"lr": 3e-4, "value_lr": 1e-3, "iterations": 40, "rollouts": 64, "max_new_tokens": 48, "ppo_epochs": 2, "minibatches": 2, "kl_coef": 0.25}),
-    "grpo": (GrpoRecipe, {"lr": 5e-4, "steps": 40, "prompts_per_step": 8, "max_new_tokens": 48, "flip_rate": 0.1}),
-}  # fmt: skip
-IDS = {"start": 1, "reference": 1, "snapshot": 1, "prompt_set": 1, "reward": 1}
+ROOT = Path(__file__).resolve().parent.parent
+KINDS = {kind.kind: kind for kind in (DemoBaseRecipe, SftRecipe, RewardRecipe, DpoRecipe, PpoRecipe, GrpoRecipe)}
+STEPS = {step["name"]: step["recipe"] for step in yaml.safe_load((ROOT / "experiments/demo.yaml").read_text())["steps"]}
+FLIP_RATE = STEPS["judge"]["flip_rate"]
+SAMPLES = STEPS["pairs"]["samples"]
 
 
 class Print:
@@ -72,11 +59,12 @@ class Print:
 
 
 def make_recipe(name: str, changes: dict[str, Any]) -> Any:
-    kind, given = RECIPES[name]
-    needed = {k: v for k, v in IDS.items() if k in kind.model_fields}
-    if name == "grpo":
-        needed.pop("reward")
-    return kind(**{**needed, **given, **changes.get(name, {})})
+    """The demo's recipe of a step; references to rows become 1, since here nothing stands in a database."""
+    given = {**STEPS[name], **changes.get(name, {})}
+    kind = KINDS[given.pop("kind")]
+    given = {k: 1 if isinstance(v, str) and v.startswith("@") else v for k, v in given.items()}
+    # YAML reads 5e-4 as a text; the recipe reads it as a number, as it does in the app.
+    return kind.model_validate(given)
 
 
 def texts_of(model: Any, tokenizer: Any, prompts: list[dict[str, Any]], samples: int, key: Any) -> list[list[str]]:
@@ -219,8 +207,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--set", nargs="*", default=[], dest="changes")
     parser.add_argument("--work", default=str(Path(tempfile.gettempdir()) / "preflab-demo-effect"))
-    parser.add_argument("--pairing", default="random", choices=["random", "best_worst"])
-    parser.add_argument("--per-prompt", type=int, default=3)
+    parser.add_argument("--pairing", default=STEPS["pairs"]["pairing"], choices=["random", "best_worst"])
+    parser.add_argument("--per-prompt", type=int, default=STEPS["pairs"]["pairs_per_prompt"])
     parser.add_argument("--loud", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
