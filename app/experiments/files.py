@@ -190,7 +190,7 @@ def _plan(read: ExperimentText, lines: _Lines, scale: str, given: dict[str, str]
             name: _fill_in(value, read.variables, given, lines, (*here, "recipe", name))
             for name, value in _merge(step.recipe, changes.get(step.name, {})).items()
         }
-        recipe = _check_recipe(values, lines, here, changes.get(step.name, {}), scale)
+        recipe = _check_recipe(values, lines, here, scale)
         needs = dict.fromkeys([*step.needs, *(name for _, name in step_references(type(recipe), values))])
         for need in needs:
             path = (*here, "needs") if need in step.needs else _find_reference(values, need, here)
@@ -229,9 +229,7 @@ def _fill_in(
     return value
 
 
-def _check_recipe(
-    values: dict[str, Any], lines: _Lines, here: tuple[str | int, ...], changes: dict[str, Any], scale: str
-) -> Recipe:
+def _check_recipe(values: dict[str, Any], lines: _Lines, here: tuple[str | int, ...], scale: str) -> Recipe:
     """Reads the recipe with a number in place of each reference, so that a wrong field is found before the start."""
     kind = values.get("kind")
     if kind not in RECIPES:
@@ -249,9 +247,8 @@ def _check_recipe(
     except Invalid as error:
         wrong, messages = next(iter(error.fields.items()))
         parts = tuple(int(part) if part.isdigit() else part for part in wrong.split(".") if part)
-        path: tuple[str | int, ...] = (*here, "recipe", *parts)
-        if parts and parts[0] in changes:
-            path = ("scales", scale, lines.data["steps"][here[1]]["name"], *parts)
+        changed: tuple[str | int, ...] = ("scales", scale, lines.data["steps"][here[1]]["name"], *parts)
+        path = changed if parts and changed in lines.at else (*here, "recipe", *parts)
         what = "is no field of this kind" if messages[0].startswith("Extra inputs") else messages[0]
         raise lines.wrong(path, what) from error
 

@@ -132,19 +132,21 @@ def _training(session: Session, project: Project, root: str) -> Iterator[NextSte
 def _trained_on(session: Session, snapshot: Snapshot, kind: str) -> int | None:
     """A run of this kind that read the snapshot."""
     query = (
-        select(col(Run.id)).join(RunIo, col(RunIo.run_id) == col(Run.id))
-        .where(Run.kind == kind, RunIo.noun == "snapshot", RunIo.ref_id == snapshot.id, ~col(RunIo.is_output))
+        sa.select(col(Run.id)).join(RunIo, col(RunIo.run_id) == col(Run.id))
+        .where(col(Run.kind) == kind, col(RunIo.noun) == "snapshot", col(RunIo.ref_id) == snapshot.id)
+        .where(~col(RunIo.is_output))
     )  # fmt: skip
-    return session.exec(query.limit(1)).first()
+    return session.execute(query.limit(1)).scalar()
 
 
 def _unscored(session: Session, project: Project) -> Checkpoint | None:
     """The oldest policy that no benchmark has read."""
     read = (
         sa.select(col(RunIo.ref_id)).join(Run, col(Run.id) == col(RunIo.run_id))
-        .where(Run.project_id == project.id, Run.kind == "benchmark", RunIo.noun == "checkpoint", ~col(RunIo.is_output))
+        .where(col(Run.project_id) == project.id, col(Run.kind) == "benchmark")
+        .where(col(RunIo.noun) == "checkpoint", ~col(RunIo.is_output))
     )  # fmt: skip
-    query = select(Checkpoint).where(Checkpoint.project_id == project.id, Checkpoint.role == "policy")
+    query = select(Checkpoint).where(col(Checkpoint.project_id) == project.id, col(Checkpoint.role) == "policy")
     query = query.where(col(Checkpoint.archived_at).is_(None), col(Checkpoint.id).not_in(read))
     return session.exec(query.order_by(col(Checkpoint.id)).limit(1)).first()
 
