@@ -1,0 +1,167 @@
+"""What the training pages show: runs with their headline, snapshots, a run's panel, and the memory forecast."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlmodel import Session, col, select
+
+from app.checkpoints.models import Checkpoint
+from app.config import settings
+from app.db import MAX_ID, get
+from app.judging.models import VerdictSet
+from app.projects.access import Member
+from app.runs.models import Metric, Run, RunIo
+from app.tables import Column, Filter, Table
+from app.training.forecast import Forecast, forecast_memory
+from app.training.models import Snapshot
+from app.training.recipes import DpoRecipe, GrpoRecipe, PpoRecipe, RewardRecipe, SftRecipe, TrainingRecipe
+
+METHODS: dict[str, type[TrainingRecipe]] = {
+    "sft": SftRecipe, "reward": RewardRecipe, "dpo": DpoRecipe, "ppo": PpoRecipe, "grpo": GrpoRecipe
+}  # fmt: skip
+# The curve that says most about each method, always on the dev split.
+HEADLINES = {
+    "sft": "dev_loss", "reward": "dev_accuracy", "dpo": "dev_accuracy", "ppo": "dev_reward", "grpo": "dev_reward"
+}  # fmt: skip
+
+
+def runs_table(member: Member) -> Table:
+    """The project's training runs, with the last value of each one's headline curve."""
+    root = f"/p/{member.project.slug}/runs"
+    name = sa.case(HEADLINES, value=col(Run.kind))
+    last = (
+        sa.select(col(Metric.value))
+        .where(col(Metric.run_id) == col(Run.id), col(Metric.name) == name)
+        .order_by(col(Metric.step).desc())
+        .limit(1)
+        .scalar_subquery()
+    )
+    columns = [
+        Column("id", Run.id, "Run", "number", lambda row: f"{root}/{row['id']}"),
+        Column("kind", Run.kind, "Method"),
+        Column("title", Run.title, "Title", href=lambda row: f"{root}/{row['id']}"),
+        Column("status", Run.status, "Status", "badge"),
+        Column("headline", name, "Measured"),
+        Column("value", last, "Last value", "number"),
+        Column("cost", Run.cost, "Budget"),
+        Column("created_at", Run.created_at, "Started", "when", is_sortable=True),
+        Column("recipe", Run.recipe, is_shown=False),
+    ]
+    where = [Run.project_id == member.project.id, col(Run.kind).in_(METHODS)]
+    filters = [Filter("kind", Run.kind, "Method", tuple(METHODS)), Filter("status", Run.status, "Status")]
+    return Table("training-runs", columns, Run, Run.id, where, filters)
+
+
+def snapshots_table(member: Member) -> Table:
+    """The project's frozen preferences."""
+    root = f"/p/{member.project.slug}"
+    columns = [
+        Column("id", Snapshot.id, is_shown=False),
+        Column("name", Snapshot.name, "Snapshot", href=lambda row: f"{root}/train/snapshots/{row['id']}"),
+        Column("state", Snapshot.state, "State", "badge"),
+        Column("verdict_set", VerdictSet.name, "Verdicts", href=lambda row: f"{root}/judge/{row['verdict_set_id']}"),
+        Column("verdict_set_id", Snapshot.verdict_set_id, is_shown=False),
+        Column("n_train", Snapshot.n_train, "Train", "number"),
+        Column("n_dev", Snapshot.n_dev, "Dev", "number"),
+        Column("labels_version", Snapshot.labels_version, is_shown=False),
+        Column("counts", Snapshot.counts, is_shown=False),
+        Column("sha256", Snapshot.sha256, is_shown=False),
+        Column("created_at", Snapshot.created_at, "Frozen", "when"),
+    ]
+    source = sa.join(Snapshot, VerdictSet, col(VerdictSet.id) == col(Snapshot.verdict_set_id))
+    return Table("snapshots", columns, source, Snapshot.id, [Snapshot.project_id == member.project.id])
+
+
+def preview(snapshot: Snapshot, n: int = 5) -> list[dict[str, Any]] | None:
+    """The first rows of a snapshot's file; None where the file is gone."""
+    path = settings().data_path / snapshot.path
+    if not snapshot.path or not path.is_file():
+        return None
+    rows = []
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            rows.append(json.loads(line))
+            if len(rows) == n:
+                break
+    return rows
+
+
+def read_panel(session: Session, run: Run) -> dict[str, Any]:
+    """Start, reference and what else a training run was given, its budget, and the newest point of each curve."""
+    named: list[tuple[str, str, str, int]] = []
+    for field, label in (("start", "Start"), ("reference", "Reference"), ("reward", "Reward model")):
+        if run.recipe.get(field) is not None:
+            row = get(session, Checkpoint, int(run.recipe[field]))
+            named.append((label, row.name, "checkpoints", row.id))
+    if run.recipe.get("snapshot") is not None:
+        frozen = get(session, Snapshot, int(run.recipe["snapshot"]))
+        named.append(("Preferences", frozen.name, "train/snapshots", frozen.id))
+    newest = (
+        sa.select(col(Metric.name), sa.func.max(col(Metric.step)).label("step"))
+        .where(col(Metric.run_id) == run.id)
+        .group_by(col(Metric.name))
+        .subquery()
+    )
+    latest = session.execute(
+        sa.select(col(Metric.name), col(Metric.step), col(Metric.value))
+        .join(newest, sa.and_(newest.c.name == col(Metric.name), newest.c.step == col(Metric.step)))
+        .where(col(Metric.run_id) == run.id)
+        .order_by(col(Metric.name))
+    ).all()
+    return {"named": named, "latest": latest, "headline": HEADLINES[run.kind]}
+
+
+def read_config(session: Session, checkpoint: Checkpoint) -> Mapping[str, Any] | None:
+    """The model's configuration where its files are on this machine; an adapter's is its base's."""
+    row: Checkpoint | None = checkpoint
+    while row is not None and row.weights == "adapter" and row.base_id is not None:
+        row = session.get(Checkpoint, row.base_id)
+    if row is None:
+        return None
+    path = (settings().data_path / row.path if row.path else Path(row.source)) / "config.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and "hidden_size" in found else None
+
+
+def read_forecast(session: Session, member: Member, kind: str, values: Mapping[str, Any]) -> Forecast | None:
+    """The memory a run would need, from a form that may be half filled in; None while the start is not known."""
+    asked = str(values.get("start", ""))
+    key = int(asked) if asked.isdecimal() and len(asked) < 20 else 0
+    start = session.get(Checkpoint, key) if 0 < key <= MAX_ID else None
+    config = read_config(session, start) if start and start.project_id == member.project.id else None
+    if config is None:
+        return None
+
+    def number(name: str) -> float:
+        default = METHODS[kind].model_fields[name].default
+        try:
+            return max(0.0, float(values.get(name, default)))
+        except (TypeError, ValueError):
+            return float(default)
+
+    if kind in {"sft", "reward", "dpo"}:
+        batch, length = number("batch_size") // max(1, number("accumulate")), number("max_length")
+    else:
+        length = number("max_prompt_tokens") + number("max_new_tokens")
+        if kind == "ppo":
+            batch = number("rollouts") // max(1, number("minibatches"))
+        else:
+            batch = number("prompts_per_step") * number("group_size")
+    dtype = str(values.get("dtype", "float32"))
+    return forecast_memory(
+        config, kind, is_lora=str(values.get("is_lora", "false")) == "true", rank=int(number("lora_rank")),  # type: ignore[arg-type]
+        dtype=dtype if dtype in {"float32", "bfloat16"} else "float32", batch=max(1, int(batch)), length=int(length),
+        has_reference=kind != "grpo" or number("beta") > 0,
+    )  # fmt: skip
+
+
+def readers_of(session: Session, snapshot: Snapshot) -> list[Run]:
+    """The runs that trained on a snapshot, newest first."""
+    reads = select(RunIo.run_id).where(RunIo.noun == "snapshot", RunIo.ref_id == snapshot.id, ~col(RunIo.is_output))
+    return list(session.exec(select(Run).where(col(Run.id).in_(reads)).order_by(col(Run.id).desc())))
