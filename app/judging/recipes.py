@@ -26,7 +26,10 @@ class JudgeRecipe(Recipe):
     temperature: float = Field(0.0, ge=0, le=2, title="Temperature")
     concurrency: int = Field(32, ge=1, le=256, title="Calls in flight")
     max_tries: int = Field(5, ge=1, le=20, title="Tries per call")
-    timeout_s: float = Field(120, gt=0, le=3600, title="Seconds a call may take")
+    timeout_s: float = Field(
+        120, gt=0, le=3600, title="Seconds a try may take", description="A call with all its tries: three times that."
+    )
+    max_tokens: int = Field(700, ge=1, le=32768, title="Tokens an answer may have")
     budget_usd: float | None = Field(None, ge=0, title="Stop at this cost in US dollars")
     limit: int | None = Field(None, ge=1, title="At most this many pairs")
     max_null: float = Field(0.5, ge=0, le=1, title="Stop when more than this share is unreadable")
