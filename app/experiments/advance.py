@@ -4,7 +4,6 @@ Called once a second by every worker's ticker. Whoever changes a step first has 
 number of tickers may run at once.
 """
 
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -15,6 +14,7 @@ from app.db import get, now, reading, transaction
 from app.errors import AppError, Invalid
 from app.experiments.models import Experiment, Step
 from app.pairs.models import PairSet
+from app.prompts.files import resolve_path
 from app.recipes import RECIPES, read_recipe
 from app.runs.models import LIVE, Run, RunIo
 from app.runs.queue import launch, outputs
@@ -158,7 +158,7 @@ def _is_still_good(session: Session, recipe: Recipe, run: Run) -> bool:
             return False
         if one.noun == "snapshot" and _is_stale(session, one.ref_id):
             return False
-    return not any(_has_changed(Path(path), run) for path in _paths(recipe))
+    return not _has_changed(recipe, run)
 
 
 def _is_stale(session: Session, snapshot_id: int) -> bool:
@@ -167,16 +167,15 @@ def _is_stale(session: Session, snapshot_id: int) -> bool:
     return snapshot.labels_version != get(session, PairSet, snapshot.pair_set_id).labels_version
 
 
-def _paths(recipe: Recipe) -> list[str]:
-    values = [getattr(recipe, name, "") for name in ("path", "source", "data")]
-    return [value for value in values if isinstance(value, str) and value.startswith(("/", "."))]
-
-
-def _has_changed(path: Path, run: Run) -> bool:
-    """Whether a file that an import read is gone, unreadable or newer than the run."""
+def _has_changed(recipe: Recipe, run: Run) -> bool:
+    """Whether a file that the recipe reads is gone, unreadable or newer than the run."""
+    given = [getattr(recipe, name, None) for name in ("path", "source", "data")]
+    paths = [resolve_path(value) for value in given if value]
     try:
-        files = [path, *path.rglob("*")] if path.is_dir() else [path]
-        newest = max(file.stat().st_mtime for file in files)
+        # A source may also be a Hugging Face id, and data the hub's: then nothing stands on this machine.
+        folders = [path for path in paths if path.exists() or hasattr(recipe, "path")]
+        files = [file for path in folders for file in ([path, *path.rglob("*")] if path.is_dir() else [path])]
+        newest = max((file.stat().st_mtime for file in files), default=0.0)
     except OSError:
         return True
     return run.started_at is None or newest > run.started_at.timestamp()
