@@ -29,6 +29,11 @@ def prompts_of(job: Job, tokenizer: Any, context: int | None) -> tuple[list[RlPr
     longest = recipe.max_prompt_tokens
     if context:
         longest = min(longest, context - recipe.max_new_tokens)
+    if longest < 1:
+        raise AppError(
+            f"{recipe.max_new_tokens} new tokens leave no room for a prompt in {context} tokens: ask for fewer.",
+            {"max_new_tokens": [f"at most {(context or 0) - 1}, less the prompt"]},
+        )
     with job.read() as session:
         name = get(session, PromptSet, recipe.prompt_set).name
         chosen = (

@@ -1,0 +1,55 @@
+"""The memory forecast: parameters against a real model, copies by method, LoRA against full."""
+
+import pytest
+
+from app.training.forecast import Method, count_adapter, count_parameters, forecast_memory
+
+LLAMA_8B = {
+    "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+    "intermediate_size": 14336, "vocab_size": 128256, "tie_word_embeddings": False,
+}  # fmt: skip
+DEMO = {
+    "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 344,
+    "vocab_size": 800, "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+def test_parameters_are_those_of_the_real_models() -> None:
+    assert count_parameters(LLAMA_8B) == 8_030_261_248  # as its model card says
+    assert count_parameters(DEMO) == 498_304  # as transformers counts the demo's base
+    assert count_adapter(LLAMA_8B, 16) == 41_943_040  # as peft counts it on every linear layer
+
+
+@pytest.mark.parametrize(("method", "copies"), [("sft", 1), ("reward", 1), ("dpo", 2), ("ppo", 4), ("grpo", 2)])
+def test_full_fine_tuning_keeps_separate_copies_and_says_so(method: Method, copies: int) -> None:
+    found = forecast_memory(LLAMA_8B, method, is_lora=False, rank=16, dtype="bfloat16", batch=1, length=512)
+    assert found.copies == copies
+    assert sum(part.name.endswith(": weights") for part in found.parts) == copies
+    if copies > 1:
+        assert f"{copies} separate copies" in found.sentence
+    assert found.n_bytes > copies * 8_030_261_248 * 2
+
+
+def test_lora_keeps_one_base_and_needs_far_less() -> None:
+    given = {"rank": 16, "dtype": "bfloat16", "batch": 1, "length": 512}
+    full = forecast_memory(LLAMA_8B, "ppo", is_lora=False, **given)  # type: ignore[arg-type]
+    lora = forecast_memory(LLAMA_8B, "ppo", is_lora=True, **given)  # type: ignore[arg-type]
+    assert lora.copies == 1 and "share one frozen base" in lora.sentence
+    assert lora.n_bytes < full.n_bytes / 4
+
+
+def test_without_a_reference_grpo_keeps_one_copy() -> None:
+    found = forecast_memory(
+        DEMO, "grpo", is_lora=False, rank=16, dtype="float32", batch=64, length=80, has_reference=False
+    )
+    assert found.copies == 1 and "one copy" in found.sentence
+
+
+def test_a_pair_is_two_texts() -> None:
+    given = {"is_lora": False, "rank": 16, "dtype": "float32", "batch": 8, "length": 100}
+
+    def logits(method: Method) -> int:
+        parts = forecast_memory(DEMO, method, **given).parts  # type: ignore[arg-type]
+        return next(part.n_bytes for part in parts if part.name.startswith("logits"))
+
+    assert logits("dpo") == 2 * logits("sft")
