@@ -15,8 +15,8 @@ from worker.job import Cancelled, Job
 
 KINDS = {
     "import_prompts": "worker.importing:import_prompts",
-    "import_pairs": "worker.importing:import_pairs",
-    "import_checkpoint": "worker.importing:import_checkpoint",
+    "import_pairs": "worker.importing_pairs:import_pairs",
+    "import_checkpoint": "worker.importing_checkpoint:import_checkpoint",
     "new_endpoint": "worker.judge:add_endpoint",
     "new_judge": "worker.judge:add_judge",
     "demo_base": "worker.demo_base:make_demo_base",

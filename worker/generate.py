@@ -1,0 +1,299 @@
+"""Completions of one arm or two, and the pairs made of them.
+
+What is to be written is fixed before the start: prompts by hash, batches by length, each batch with its own seed. A
+batch is stored whole, so a resumed run writes exactly what is missing, with the same texts as if it had never stopped.
+"""
+
+import gc
+import hashlib
+import itertools
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+import torch
+from sqlmodel import col, select
+
+from app.checkpoints.arms import find_or_make_arm, put_before
+from app.checkpoints.chat import ChatAnswer, chat_body
+from app.checkpoints.endpoints import target_of
+from app.checkpoints.models import Arm, Endpoint
+from app.checkpoints.naming import store_named
+from app.db import get
+from app.errors import AppError, Invalid
+from app.pairs.models import Completion, Pair, PairSet
+from app.pairs.recipes import GenerateRecipe
+from app.prompts.models import Prompt, PromptSet
+from app.prompts.strict_format import score_by_rule
+from worker.checkpoints import weights_of
+from worker.endpoint import ask_all
+from worker.job import Job
+from worker.llm import LocalModel, RewardScorer, Sample, batch_seed, clean_text, plan_batches
+
+CHUNK = 500
+SHOWN = 6  # completions on the run's film strip
+CALLS_IN_FLIGHT = 32
+
+
+class TooManyTruncated(AppError):
+    """Too many prompts do not fit the context beside their completion."""
+
+    status_code = 422
+
+
+@dataclass(frozen=True)
+class Item:
+    """One completion to be written."""
+
+    prompt: Prompt
+    sample: int
+
+
+def generate_pairs(job: Job) -> None:
+    """Samples what is missing, then pairs what is there."""
+    recipe: GenerateRecipe = job.recipe
+    prompts = pick_prompts(job, recipe)
+    arms = _arms(job, recipe)
+    items = [Item(prompt, sample) for prompt in prompts for sample in range(recipe.samples)]
+    total = len(items) * len(arms)
+    for place, arm in enumerate(arms):
+        missing = _missing(job, items, arm)
+        done = (place + 1) * len(items) - len(missing)
+        if missing and arm.endpoint_id is not None:
+            _ask_endpoint(job, arm, missing, done, total)
+        elif missing:
+            _sample_locally(job, arm, items, missing, done, total)
+        job.progress((place + 1) * len(items), total, arm.name)
+    with job.write() as session:
+        for arm in arms:
+            job.made(session, "arm", arm.id, arm.sha256)
+    if recipe.pairing != "none":
+        make_pairs(job, recipe, prompts, arms)
+
+
+def pick_prompts(job: Job, recipe: GenerateRecipe) -> list[Prompt]:
+    """The prompts of the recipe's splits; with a limit those of the lowest hash, so that no part is missed."""
+    with job.read() as session:
+        chosen = select(Prompt).where(Prompt.set_id == recipe.prompt_set, col(Prompt.split).in_(recipe.splits))
+        prompts = list(session.exec(chosen.order_by(col(Prompt.position))).all())
+        name = get(session, PromptSet, recipe.prompt_set).name
+    if not prompts:
+        raise Invalid(f"The prompt set “{name}” has no prompt in {', '.join(recipe.splits)}: choose other splits.")
+    if recipe.limit and recipe.limit < len(prompts):
+        by_hash = sorted(prompts, key=lambda p: hashlib.sha256(f"{job.seed}\0{p.sha256}".encode()).digest())
+        prompts = sorted(by_hash[: recipe.limit], key=lambda p: p.position)
+    return prompts
+
+
+def _arms(job: Job, recipe: GenerateRecipe) -> list[Arm]:
+    decoding = recipe.decoding.model_dump()
+    with job.write() as session:
+        arms = [
+            find_or_make_arm(
+                session, job.project_id, checkpoint=recipe.checkpoint, endpoint=recipe.endpoint, system=recipe.system,
+                decoding=decoding,
+            )
+        ]  # fmt: skip
+        if recipe.other_checkpoint is not None:
+            arms.append(
+                find_or_make_arm(
+                    session, job.project_id, checkpoint=recipe.other_checkpoint, system=recipe.system, decoding=decoding
+                )
+            )
+    if len(arms) == 2 and arms[0].id == arms[1].id:
+        raise Invalid(
+            "The two checkpoints are the same: choose another one to pair with.", {"other_checkpoint": ["the same"]}
+        )
+    return arms
+
+
+def _missing(job: Job, items: list[Item], arm: Arm) -> list[Item]:
+    """What this run has not stored yet."""
+    with job.read() as session:
+        rows = session.execute(
+            sa.select(col(Completion.prompt_id), col(Completion.sample)).where(
+                col(Completion.run_id) == job.run_id, col(Completion.arm_id) == arm.id
+            )
+        )
+        stored = {(prompt_id, sample) for prompt_id, sample in rows}
+    return [item for item in items if (item.prompt.id, item.sample) not in stored]
+
+
+def _sample_locally(job: Job, arm: Arm, items: list[Item], missing: list[Item], done: int, total: int) -> None:
+    recipe: GenerateRecipe = job.recipe
+    with job.read() as session:
+        model = LocalModel(weights_of(session, arm.checkpoint_id or 0))
+    job.log(f"{arm.name}: prompts by {model.rendering}")
+    texts = {item.prompt.id: put_before(arm.preamble, item.prompt.messages) for item in items}
+    lengths = {key: len(model.encode(messages)) for key, messages in texts.items()}
+    room = model.context - recipe.decoding.max_new_tokens
+    check_truncated(sum(n > room for n in lengths.values()), len(texts), recipe, model.context)
+    wanted = {(item.prompt.id, item.sample) for item in missing}
+    # The plan is made of all items, stored or not, so that it is the same whenever the run is taken up again.
+    for number, places in enumerate(plan_batches([lengths[item.prompt.id] for item in items], recipe.batch_size)):
+        batch = [items[place] for place in places]
+        if wanted.isdisjoint((item.prompt.id, item.sample) for item in batch):
+            continue
+        job.progress(done, total, arm.name)
+        messages = [texts[item.prompt.id] for item in batch]
+        samples = model.sample(messages, arm.decoding, batch_seed(job.seed, arm.sha256, number), job.check)
+        if done == 0:
+            rendered = map(model.render, messages)
+            job.sampled(0, [(text, one.text, None) for text, one in zip(rendered, samples, strict=True)][:SHOWN])
+        _store(job, arm, list(zip(batch, samples, strict=True)))
+        done += len(batch)
+    del model
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def check_truncated(n_truncated: int, n: int, recipe: GenerateRecipe, context: int) -> None:
+    """Raises TooManyTruncated before anything is generated."""
+    if n_truncated > recipe.max_truncated * n:
+        raise TooManyTruncated(
+            f"{n_truncated:,} of {n:,} prompts ({n_truncated / n:.0%}) do not fit the context of {context:,} tokens "
+            f"beside {recipe.decoding.max_new_tokens:,} new ones and would lose their beginning; at most "
+            f"{recipe.max_truncated:.0%} may. Choose shorter prompts, fewer new tokens, or allow a larger share."
+        )
+
+
+def _store(job: Job, arm: Arm, written: list[tuple[Item, Sample]], usd: float = 0.0) -> None:
+    with job.write() as session:
+        session.add_all(
+            Completion(
+                prompt_id=item.prompt.id, arm_id=arm.id, run_id=job.run_id, sample=item.sample, text=one.text,
+                n_tokens=one.n_tokens, stop_reason=one.stop_reason, is_prompt_truncated=one.is_prompt_truncated,
+            )
+            for item, one in written
+        )  # fmt: skip
+    job.spend(generated_tokens=sum(one.n_tokens for _, one in written), **({"usd": usd} if usd else {}))
+
+
+def _ask_endpoint(job: Job, arm: Arm, missing: list[Item], done: int, total: int) -> None:
+    with job.read() as session:
+        target = target_of(get(session, Endpoint, arm.endpoint_id or 0))
+    decoding = job.recipe.decoding
+    more = {"top_p": decoding.top_p} if decoding.top_p < 1 else {}
+    calls = (
+        (
+            place,
+            chat_body(
+                target, put_before(arm.preamble, item.prompt.messages), max_tokens=decoding.max_new_tokens,
+                temperature=decoding.temperature, **more,
+            ),
+        )
+        for place, item in enumerate(missing)
+    )  # fmt: skip
+    failures = []
+    for arrived in ask_all(target, calls, concurrency=CALLS_IN_FLIGHT, check=job.check):
+        good = [(missing[place], _as_sample(answer)) for place, answer in arrived if not answer.failure]
+        if good:
+            _store(job, arm, good, sum(answer.cost_usd for _, answer in arrived))
+        for _, answer in arrived:
+            if answer.is_fatal:
+                raise AppError(f"The endpoint refuses the calls: {answer.failure}. Mend it, then resume this run.")
+        failures += [answer.failure for _, answer in arrived if answer.failure]
+        done += len(good)
+        job.progress(done, total, arm.name + (f" · {len(failures)} calls failed" if failures else ""))
+    if failures:
+        raise AppError(
+            f"{len(failures):,} of {len(missing):,} calls failed; the last one: {failures[-1]}. What arrived is "
+            "stored: resume this run to ask for the rest."
+        )
+
+
+def _as_sample(answer: ChatAnswer) -> Sample:
+    stop_reason = {"length": "length", "content_filter": "refused"}.get(answer.stop_reason, "stop")
+    return Sample(clean_text(answer.text), answer.tokens_out, stop_reason, False)
+
+
+# ------------------------------------------------------------------------------------------------------------ pairs
+
+
+def make_pairs(job: Job, recipe: GenerateRecipe, prompts: list[Prompt], arms: list[Arm]) -> None:
+    """Pairs the stored completions; the same completions and seed give the same pairs."""
+    with job.read() as session:
+        rows = select(Completion).where(Completion.run_id == job.run_id)
+        written: dict[tuple[int, int], list[Completion]] = {}
+        for one in session.exec(rows.order_by(col(Completion.sample))):
+            written.setdefault((one.prompt_id, one.arm_id), []).append(one)
+    scores = _scores(job, prompts, written) if recipe.pairing == "best_worst" else {}
+    found = []
+    for prompt in prompts:
+        sides = [written[prompt.id, arm.id] for arm in arms]
+        rng = random.Random(f"{job.seed} pairs {prompt.sha256}")
+        found += [(prompt.id, a.id, b.id) for a, b in pick_pairs(sides, recipe, scores, rng)]
+    if not found:
+        raise Invalid(
+            "No pair could be made: the completions of every prompt are equal. Sample at a higher temperature."
+        )
+    n_short = len(prompts) * recipe.pairs_per_prompt - len(found)
+    if n_short:
+        job.log(f"{n_short:,} pairs fewer than asked for: identical texts, or equal scores, make no pair")
+    _store_pairs(job, recipe, found)
+
+
+def pick_pairs(
+    sides: Sequence[Sequence[Completion]], recipe: GenerateRecipe, scores: Mapping[int, float], rng: random.Random
+) -> list[tuple[Completion, Completion]]:
+    """At most `pairs_per_prompt` pairs of one prompt's completions (a list for each arm); sides are drawn.
+
+    Completions of the same text make no pair, and no two pairs hold the same two texts.
+    """
+    if recipe.pairing == "across":
+        possible = list(itertools.product(sides[0], sides[1]))
+        rng.shuffle(possible)
+    elif recipe.pairing == "best_worst":
+        ranked = sorted((one for side in sides for one in side), key=lambda one: (-scores[one.id], one.id))
+        ends = zip(ranked, reversed(ranked), strict=True)
+        possible = [(best, worst) for best, worst in ends if scores[best.id] > scores[worst.id]]
+    else:
+        possible = [two for side in sides for two in itertools.combinations(side, 2)]
+        rng.shuffle(possible)
+    picked, seen = [], set()
+    for one, other in possible:
+        texts = frozenset((one.text.strip(), other.text.strip()))
+        if len(texts) == 2 and texts not in seen:
+            seen.add(texts)
+            picked.append((one, other) if rng.random() < 0.5 else (other, one))
+    return picked[: recipe.pairs_per_prompt]
+
+
+def _scores(job: Job, prompts: list[Prompt], written: dict[tuple[int, int], list[Completion]]) -> dict[int, float]:
+    """Completion → score, by the reward model, else by the strict format alone (never by the gold answer)."""
+    messages = {prompt.id: prompt.messages for prompt in prompts}
+    rows = [one for completions in written.values() for one in completions]
+    if job.recipe.scorer is None:
+        return {one.id: score_by_rule(one.text, None) for one in rows}
+    with job.read() as session:
+        scorer = RewardScorer(weights_of(session, job.recipe.scorer))
+    scores: dict[int, float] = {}
+    for start in range(0, len(rows), CHUNK):
+        job.progress(start, len(rows), "scoring completions")
+        chunk = rows[start : start + CHUNK]
+        found = scorer.score([messages[one.prompt_id] for one in chunk], [one.text for one in chunk])
+        scores |= {one.id: score for one, score in zip(chunk, found, strict=True)}
+    return scores
+
+
+def _store_pairs(job: Job, recipe: GenerateRecipe, found: list[tuple[int, int, int]]) -> None:
+    with job.write() as session:
+        row = session.exec(select(PairSet).where(PairSet.run_id == job.run_id)).first()
+        if row is None:
+            row = PairSet(project_id=job.project_id, name="", prompt_set_id=recipe.prompt_set, run_id=job.run_id)
+            store_named(session, row, recipe.name or f"pairs of run {job.run_id}")
+        set_id = row.id
+        stored = sa.select(sa.func.count()).where(col(Pair.pair_set_id) == set_id)
+        done = int(session.execute(stored).scalar_one())
+    for start in range(done, len(found), CHUNK):
+        with job.write() as session:
+            session.add_all(
+                Pair(pair_set_id=set_id, position=position, prompt_id=prompt_id, a_id=a_id, b_id=b_id)
+                for position, (prompt_id, a_id, b_id) in enumerate(found[start : start + CHUNK], start)
+            )
+        job.progress(min(start + CHUNK, len(found)), len(found), "storing pairs")
+    with job.write() as session:
+        get(session, PairSet, set_id).n = len(found)
+        job.made(session, "pair_set", set_id)

@@ -1,0 +1,202 @@
+"""Import of a checkpoint: a Hugging Face id or a local directory; safetensors only, never remote code.
+
+What is needed is copied into the data folder and sealed with a manifest, so that what a run reads can be checked and
+does not change under it; weights over a gigabyte are linked instead of copied.
+"""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from app.checkpoints.models import Checkpoint
+from app.checkpoints.recipes import ImportCheckpointRecipe
+from app.db import get
+from app.errors import AppError, Invalid
+from app.prompts.files import resolve_path
+from worker.checkpoints import store_checkpoint
+from worker.job import Job
+from worker.llm import FALLBACK, context_of, render_messages
+from worker.loading import Weights, load_tokenizer
+from worker.saving import MANIFEST
+
+HUB_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
+INDEX = "model.safetensors.index.json"
+BESIDES = {".json", ".jinja", ".model", ".txt", ".tiktoken"}  # files of configuration and tokenizer
+LARGEST_COPY = 2**30
+MOST_BESIDES = 2**28
+EXAMPLE = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+def import_checkpoint(job: Job) -> None:
+    """Checks a checkpoint's files, copies what is needed, and notes what they say of it."""
+    recipe: ImportCheckpointRecipe = job.recipe
+    place = resolve_path(recipe.source)
+    is_local = place.is_dir()
+    folder, revision = (place, "") if is_local else _download(job, recipe)
+    files = list_weights(folder)
+    config = read_config(folder)
+    facts, n_parameters = read_facts(folder, files, config, recipe.role)
+    checkpoint_id = store_checkpoint(
+        job,
+        lambda target: _copy(folder, files, target),
+        method="base" if recipe.role == "policy" else "imported",
+        role=recipe.role,
+        n_parameters=n_parameters,
+        facts=facts,
+    )
+    with job.write() as session:
+        row = get(session, Checkpoint, checkpoint_id)
+        row.name = (recipe.name or (place.name if is_local else recipe.source))[:120]
+        if is_local and not recipe.name and place.name in {"hf", "model", "final"}:
+            row.name = f"{place.parent.name}/{place.name}"[:120]
+        row.source, row.revision = recipe.source[:500], revision[:80]
+    job.log(f"{n_parameters:,} parameters, context {facts['context']:,} tokens; prompts by {facts['rendering']}")
+
+
+def _download(job: Job, recipe: ImportCheckpointRecipe) -> tuple[Path, str]:
+    """The snapshot of a Hugging Face repository and its commit. Pickles and code are not fetched."""
+    if not HUB_ID.fullmatch(recipe.source) or recipe.source.startswith("."):
+        raise _bad(f"{recipe.source} is no directory on the server and no Hugging Face id such as owner/name.")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    job.log(f"asking huggingface.co for {recipe.source}")
+    wanted = ["*.safetensors", *(f"*{suffix}" for suffix in sorted(BESIDES)), "*.index.json"]
+    try:
+        found = snapshot_download(
+            recipe.source,
+            revision=recipe.revision or None,
+            allow_patterns=wanted,
+            ignore_patterns=["*/*", "consolidated*"],
+        )
+    except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise _bad(
+            f"{recipe.source} is no directory on the server, and huggingface.co does not give it ({str(error)[:200]}): "
+            "check the id and the network, or give a local directory."
+        ) from error
+    return Path(found), Path(found).name
+
+
+def _bad(message: str) -> Invalid:
+    return Invalid(message, {"source": [message]})
+
+
+def list_weights(folder: Path) -> list[Path]:
+    """The weight files a loader would read; raises Invalid without safetensors."""
+    if (folder / INDEX).is_file():
+        shards = sorted(set(_read_json(folder / INDEX).get("weight_map", {}).values()))
+        files = [folder / Path(str(shard)).name for shard in shards]
+        missing = [file.name for file in files if not file.is_file()]
+        if missing or not files:
+            raise _bad(f"{folder.name} lacks {', '.join(missing[:3]) or 'its weights'}: copy or download it again.")
+        return files
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    if (folder / "adapter_config.json").is_file():
+        raise _bad(f"{folder.name} holds an adapter only: merge it into its base (merge_and_unload) and import that.")
+    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt"})
+    if pickles:
+        raise _bad(
+            f"{folder.name} has its weights as pickles only ({pickles[0]}), which can run code: save safetensors."
+        )
+    raise _bad(f"{folder.name} holds no model.safetensors: give the folder that a model was saved in.")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _bad(f"{path.name} cannot be read ({error}).") from error
+    if not isinstance(found, dict):
+        raise _bad(f"{path.name} is no JSON object.")
+    return found
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json; raises Invalid when it, or the tokenizer's, asks for remote code."""
+    config = _read_json(folder / "config.json") if (folder / "config.json").is_file() else None
+    if config is None:
+        raise _bad(f"{folder.name} has no config.json: give the folder that a model was saved in.")
+    for name in ("config.json", "tokenizer_config.json"):
+        if (folder / name).is_file() and _read_json(folder / name).get("auto_map"):
+            raise _bad(f"{folder.name} asks for code of its own ({name}: auto_map), which is never run: choose a model "
+                       "that transformers knows.")  # fmt: skip
+    return config
+
+
+def count_parameters(files: list[Path]) -> tuple[int, dict[str, list[int]]]:
+    """Parameters by the headers of the weight files, and the shape of each tensor."""
+    shapes: dict[str, list[int]] = {}
+    for file in files:
+        with file.open("rb") as data:
+            size = int.from_bytes(data.read(8), "little")
+            header = data.read(size) if size <= 100 * 2**20 else b""
+        try:
+            tensors = json.loads(header)
+            shapes |= {name: list(one["shape"]) for name, one in tensors.items() if name != "__metadata__"}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise _bad(f"{file.name} is no whole safetensors file: copy or download it again.") from error
+    total = 0
+    for shape in shapes.values():
+        n = 1
+        for length in shape:
+            n *= int(length)
+        total += n
+    return total, shapes
+
+
+def read_facts(folder: Path, files: list[Path], config: dict[str, Any], role: str) -> tuple[dict[str, Any], int]:
+    """What a checkpoint says of itself, and its parameters; raises Invalid when it does not fit its role."""
+    n_parameters, shapes = count_parameters(files)
+    architecture = str((config.get("architectures") or ["unknown"])[0])
+    wanted = "ForCausalLM" if role == "policy" else "ForSequenceClassification"
+    if not architecture.endswith(wanted):
+        raise _bad(
+            f"{folder.name} is a {architecture}; a {role} model is a …{wanted}: choose the other role or another model."
+        )
+    head = shapes.get("score.weight")
+    if role == "reward" and head is not None and head[0] != 1:
+        raise _bad(f"{folder.name} gives {head[0]} scores; a reward model gives one.")
+    try:
+        from transformers import AutoConfig
+
+        weights = Weights(str(folder))
+        tokenizer = load_tokenizer(weights)
+        loaded = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        raise _bad(
+            f"transformers cannot read the configuration or tokenizer of {folder.name}: {str(error)[:300]}"
+        ) from error
+    try:
+        example = render_messages(tokenizer, EXAMPLE)
+    except AppError as error:
+        raise _bad(error.message) from error
+    has_template = bool(tokenizer.chat_template)
+    return {
+        "architecture": architecture,
+        "context": context_of(loaded, tokenizer),
+        "vocabulary": len(tokenizer),
+        "has_chat_template": has_template,
+        "rendering": "the tokenizer's chat template" if has_template else FALLBACK,
+        "rendered_example": example,
+        "dtype": str(loaded.dtype or "float32").removeprefix("torch."),
+        "bytes": sum(file.stat().st_size for file in files),
+    }, n_parameters
+
+
+def _copy(folder: Path, files: list[Path], target: Path) -> None:
+    """Weights, configuration and tokenizer; nothing else of the folder (no code, no pickles)."""
+    is_copied = sum(file.stat().st_size for file in files) <= LARGEST_COPY
+    for file in files:
+        if is_copied:
+            shutil.copyfile(file, target / file.name)
+        else:
+            (target / file.name).symlink_to(file.resolve())
+    for file in folder.iterdir():
+        is_known = (
+            file.suffix in BESIDES and file.name != MANIFEST and not file.name.startswith(("adapter_", "pytorch_"))
+        )
+        if file.is_file() and is_known and file.stat().st_size <= MOST_BESIDES:
+            shutil.copyfile(file, target / file.name)
