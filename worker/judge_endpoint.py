@@ -14,17 +14,15 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import Session, col, select
 
-from app.checkpoints.chat import Body, ChatAnswer, Target, chat_body
+from app.checkpoints.chat import Body, ChatAnswer
 from app.checkpoints.endpoints import target_of
 from app.checkpoints.models import Endpoint
 from app.db import get, now
 from app.errors import AppError
-from app.judging.judges import check_mode
+from app.judging.asking import Asking
 from app.judging.material import PairRow, read_guide, read_pairs
 from app.judging.models import Call, CallText
-from app.judging.prompt import Guide, Secrets, fresh_secrets, render_prompt, request_sha256, verdict_schema
-from app.judging.reading import read_verdict
-from app.judging.verdicts import OpinionValue, in_pair_frame
+from app.judging.verdicts import OpinionValue
 from app.runs.models import Run
 from worker.endpoint import EndpointCalls
 from worker.job import Job
@@ -51,54 +49,22 @@ class Unit:
     sha256: str
 
 
-class EndpointJudge:
-    """The recipe, judge and constitution as requests and readings."""
-
-    def __init__(self, job: Job, book: VerdictBook) -> None:
-        recipe = job.recipe
-        with job.read() as session:
-            endpoint = get(session, Endpoint, book.judge.endpoint_id or 0)
-            self.guide: Guide = read_guide(session, recipe.constitution)
-            self.target: Target = target_of(endpoint)
-        check_mode(dict(self.target.mode), recipe.temperature)
-        self.with_reason: bool = recipe.with_reason
-        more: dict[str, Any] = {}
-        if self.target.mode.get("structured") == "json_schema":
-            more["response_format"] = verdict_schema(self.guide, self.with_reason)
-        elif self.target.mode.get("structured") == "json_object":
-            more["response_format"] = {"type": "json_object"}
-        body = chat_body(self.target, [], max_tokens=recipe.max_tokens, temperature=recipe.temperature, **more)
-        self.settings: Body = {name: value for name, value in body.items() if name not in {"messages", "model"}}
-        self.settings_known = {**self.settings, "with_reason": self.with_reason}
-
-    def unit(self, pair: PairRow, is_swapped: bool) -> Unit:
-        """A pair in one order, with the key under which its answer is kept."""
-        key = request_sha256(
-            origin=self.target.origin, model=self.target.model, guide=self.guide, pair=pair.text,
-            is_swapped=is_swapped, settings=self.settings_known,
-        )  # fmt: skip
-        return Unit(pair, is_swapped, key)
-
-    def request(self, unit: Unit) -> tuple[Secrets, Body]:
-        """What is sent: the secrets are new for each call."""
-        known = fresh_secrets(unit.pair.text.prompt, unit.pair.text.a, unit.pair.text.b, self.guide.text)
-        messages = render_prompt(self.guide, unit.pair.text, unit.is_swapped, known, self.with_reason)
-        return known, {"model": self.target.model, "messages": messages, **self.settings}
-
-    def opine(self, unit: Unit, call_id: int, raw: str, nonce: str, stop_reason: str) -> Given:
-        """An answer as an opinion in the pair's own frame."""
-        reading = read_verdict(raw, nonce, self.guide.keys, stop_reason=stop_reason)
-        by_principle = {key: in_pair_frame(said, unit.is_swapped) or "" for key, said in reading.by_principle.items()}
-        choice = in_pair_frame(reading.choice, unit.is_swapped)
-        value = OpinionValue(unit.is_swapped, choice, None, by_principle, reading.failure or reading.reason)
-        return Given(unit.pair.id, value, call_id, stop_reason == "length")
+def asking_of(job: Job, book: VerdictBook) -> Asking:
+    """The judge's endpoint and the recipe's constitution as requests and readings."""
+    recipe = job.recipe
+    with job.read() as session:
+        target = target_of(get(session, Endpoint, book.judge.endpoint_id or 0))
+        guide = read_guide(session, recipe.constitution)
+    return Asking(
+        target, guide, with_reason=recipe.with_reason, temperature=recipe.temperature, max_tokens=recipe.max_tokens
+    )
 
 
 class Ledger:
     """The calls of one run: intents, answers, and what is already known."""
 
-    def __init__(self, job: Job, book: VerdictBook, judge: EndpointJudge) -> None:
-        self.job, self.book, self.judge = job, book, judge
+    def __init__(self, job: Job, book: VerdictBook, asking: Asking) -> None:
+        self.job, self.book, self.asking = job, book, asking
         self.spent_usd = 0.0
         self.is_exhausted = False
         self._waiting: deque[Unit] = deque()  # another run is asking just this: wait for its answer
@@ -147,7 +113,8 @@ class Ledger:
         while len(self._ready) < n and self._left:
             ids = [self._left.popleft() for _ in range(min(len(self._left), max(n, 32)))]
             for pair in read_pairs(session, ids):
-                self._ready.extend(self.judge.unit(pair, order) for order in self.book.missing_orders(pair.id))
+                for order in self.book.missing_orders(pair.id):
+                    self._ready.append(Unit(pair, order, self.asking.sha256(pair.text, order)))
         return [self._ready.popleft() for _ in range(min(n, len(self._ready)))]
 
     def _known(self, session: Session, keys: Sequence[str]) -> dict[str, Any]:
@@ -167,7 +134,7 @@ class Ledger:
         """One unit: known already, on its way already, asked by another run just now, or to be asked."""
         if row is not None and row[0].state == "answered":
             request = row[1].request
-            given.append(self.judge.opine(unit, row[0].id, row[1].raw, request["nonce"], request["stop_reason"]))
+            given.append(self._read(unit, row[0].id, row[1].raw, request))
         elif unit.sha256 in self.in_flight:
             self.in_flight[unit.sha256].units.append(unit)
         elif row is not None and row[0].state == "intent" and row[0].run_id != self.job.run_id and row[2] == "running":
@@ -201,7 +168,7 @@ class Ledger:
             if key not in ids:
                 self._waiting.extend(units)
                 continue
-            known, body = self.judge.request(units[0])
+            known, body = self.asking.request(units[0].pair.text, units[0].is_swapped)
             request = {"nonce": known.nonce, "body": body, "stop_reason": ""}
             texts.append({"call_id": ids[key], "request": request, "raw": ""})
             self.in_flight[key] = InFlight(ids[key], request, units)
@@ -223,8 +190,8 @@ class Ledger:
                 "cost_usd": answer.cost_usd, "answered_at": now(),
             })  # fmt: skip
             if not answer.failure:
-                request = {**asked.request, "stop_reason": answer.stop_reason}
-                texts.append({"call_id": asked.call_id, "request": request, "raw": answer.text})
+                asked.request["stop_reason"] = answer.stop_reason
+                texts.append({"call_id": asked.call_id, "request": asked.request, "raw": answer.text})
             given += self._opinions(asked, answer)
         if calls:
             session.execute(sa.update(Call), calls)
@@ -240,8 +207,11 @@ class Ledger:
             return [
                 Given(u.pair.id, OpinionValue(u.is_swapped, None, reason=reason), asked.call_id) for u in asked.units
             ]
-        nonce = asked.request["nonce"]
-        return [self.judge.opine(u, asked.call_id, answer.text, nonce, answer.stop_reason) for u in asked.units]
+        return [self._read(unit, asked.call_id, answer.text, asked.request) for unit in asked.units]
+
+    def _read(self, unit: Unit, call_id: int, raw: str, request: dict[str, Any]) -> Given:
+        value = self.asking.read(raw, request["nonce"], unit.is_swapped, request["stop_reason"])
+        return Given(unit.pair.id, value, call_id, request["stop_reason"] == "length")
 
     @property
     def is_empty(self) -> bool:
@@ -260,15 +230,12 @@ def _live_runs(but: int) -> sa.Select[Any]:
 
 def judge_by_endpoint(job: Job, book: VerdictBook) -> None:
     """Each turn is one transaction: what arrived with its opinions and verdicts, and the intents that then leave."""
-    judge = EndpointJudge(job, book)
-    if not judge.target.mode:
-        job.log(
-            "this endpoint's connection was never tested: the verdict is asked for as JSON in plain text", "warning"
-        )
-    ledger = Ledger(job, book, judge)
+    asking = asking_of(job, book)
+    job.log(f"how the verdict is asked for: {asking.mode}")
+    ledger = Ledger(job, book, asking)
     recipe = job.recipe
     limits = {"concurrency": recipe.concurrency, "max_tries": recipe.max_tries, "timeout_s": recipe.timeout_s}
-    with EndpointCalls(judge.target, **limits) as calls:
+    with EndpointCalls(asking.target, **limits) as calls:
         while ledger.in_flight or not ledger.is_empty:
             job.check()
             if ledger.is_only_waiting:
