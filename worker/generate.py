@@ -22,6 +22,7 @@ from app.checkpoints.models import Arm, Endpoint
 from app.checkpoints.naming import store_named
 from app.db import get
 from app.errors import AppError, Invalid
+from app.grading.recipes import GradingRecipe
 from app.pairs.models import Completion, Pair, PairSet
 from app.pairs.recipes import GenerateRecipe
 from app.prompts.models import Prompt, PromptSet
@@ -53,9 +54,15 @@ class Item:
 def generate_pairs(job: Job) -> None:
     """Samples what is missing, then pairs what is there."""
     recipe: GenerateRecipe = job.recipe
-    prompts = pick_prompts(job, recipe)
+    prompts = pick_prompts(job, recipe, recipe.limit)
     arms = _arms(job, recipe)
-    items = [Item(prompt, sample) for prompt in prompts for sample in range(recipe.samples)]
+    write_completions(job, arms, [Item(prompt, sample) for prompt in prompts for sample in range(recipe.samples)])
+    if recipe.pairing != "none":
+        make_pairs(job, recipe, prompts, arms)
+
+
+def write_completions(job: Job, arms: Sequence[Arm], items: list[Item]) -> None:
+    """Writes each arm's completion of each item that this run has not stored; the recipe says the batch size."""
     total = len(items) * len(arms)
     for place, arm in enumerate(arms):
         missing = _missing(job, items, arm)
@@ -68,11 +75,9 @@ def generate_pairs(job: Job) -> None:
     with job.write() as session:
         for arm in arms:
             job.made(session, "arm", arm.id, arm.sha256)
-    if recipe.pairing != "none":
-        make_pairs(job, recipe, prompts, arms)
 
 
-def pick_prompts(job: Job, recipe: GenerateRecipe) -> list[Prompt]:
+def pick_prompts(job: Job, recipe: GenerateRecipe | GradingRecipe, limit: int | None) -> list[Prompt]:
     """The prompts of the recipe's splits; with a limit those of the lowest hash, so that no part is missed."""
     with job.read() as session:
         chosen = select(Prompt).where(Prompt.set_id == recipe.prompt_set, col(Prompt.split).in_(recipe.splits))
@@ -80,9 +85,9 @@ def pick_prompts(job: Job, recipe: GenerateRecipe) -> list[Prompt]:
         name = get(session, PromptSet, recipe.prompt_set).name
     if not prompts:
         raise Invalid(f"The prompt set “{name}” has no prompt in {', '.join(recipe.splits)}: choose other splits.")
-    if recipe.limit and recipe.limit < len(prompts):
+    if limit and limit < len(prompts):
         by_hash = sorted(prompts, key=lambda p: hashlib.sha256(f"{job.seed}\0{p.sha256}".encode()).digest())
-        prompts = sorted(by_hash[: recipe.limit], key=lambda p: p.position)
+        prompts = sorted(by_hash[:limit], key=lambda p: p.position)
     return prompts
 
 
@@ -121,14 +126,15 @@ def _missing(job: Job, items: list[Item], arm: Arm) -> list[Item]:
 
 
 def _sample_locally(job: Job, arm: Arm, items: list[Item], missing: list[Item], done: int, total: int) -> None:
-    recipe: GenerateRecipe = job.recipe
+    recipe: GenerateRecipe | GradingRecipe = job.recipe
+    n_new = int(arm.decoding["max_new_tokens"])
     with job.read() as session:
         model = LocalModel(weights_of(session, arm.checkpoint_id or 0))
     job.log(f"{arm.name}: prompts by {model.rendering}")
     texts = {item.prompt.id: put_before(arm.preamble, item.prompt.messages) for item in items}
     lengths = {key: len(model.encode(messages)) for key, messages in texts.items()}
-    room = model.context - recipe.decoding.max_new_tokens
-    check_truncated(sum(n > room for n in lengths.values()), len(texts), recipe, model.context)
+    n_truncated = sum(n > model.context - n_new for n in lengths.values())
+    check_truncated(n_truncated, len(texts), recipe.max_truncated, n_new, model.context)
     wanted = {(item.prompt.id, item.sample) for item in missing}
     # The plan is made of all items, stored or not, so that it is the same whenever the run is taken up again.
     for number, places in enumerate(plan_batches([lengths[item.prompt.id] for item in items], recipe.batch_size)):
@@ -149,13 +155,13 @@ def _sample_locally(job: Job, arm: Arm, items: list[Item], missing: list[Item], 
         torch.cuda.empty_cache()
 
 
-def check_truncated(n_truncated: int, n: int, recipe: GenerateRecipe, context: int) -> None:
+def check_truncated(n_truncated: int, n: int, max_truncated: float, n_new: int, context: int) -> None:
     """Raises TooManyTruncated before anything is generated."""
-    if n_truncated > recipe.max_truncated * n:
+    if n_truncated > max_truncated * n:
         raise TooManyTruncated(
             f"{n_truncated:,} of {n:,} prompts ({n_truncated / n:.0%}) do not fit the context of {context:,} tokens "
-            f"beside {recipe.decoding.max_new_tokens:,} new ones and would lose their beginning; at most "
-            f"{recipe.max_truncated:.0%} may. Choose shorter prompts, fewer new tokens, or allow a larger share."
+            f"beside {n_new:,} new ones and would lose their beginning; at most "
+            f"{max_truncated:.0%} may. Choose shorter prompts, fewer new tokens, or allow a larger share."
         )
 
 
@@ -174,14 +180,14 @@ def _store(job: Job, arm: Arm, written: list[tuple[Item, Sample]], usd: float = 
 def _ask_endpoint(job: Job, arm: Arm, missing: list[Item], done: int, total: int) -> None:
     with job.read() as session:
         target = target_of(get(session, Endpoint, arm.endpoint_id or 0))
-    decoding = job.recipe.decoding
-    more = {"top_p": decoding.top_p} if decoding.top_p < 1 else {}
+    decoding = arm.decoding
+    more = {"top_p": decoding["top_p"]} if decoding.get("top_p", 1) < 1 else {}
     calls = (
         (
             place,
             chat_body(
-                target, put_before(arm.preamble, item.prompt.messages), max_tokens=decoding.max_new_tokens,
-                temperature=decoding.temperature, **more,
+                target, put_before(arm.preamble, item.prompt.messages), max_tokens=decoding["max_new_tokens"],
+                temperature=decoding["temperature"], **more,
             ),
         )
         for place, item in enumerate(missing)

@@ -2,14 +2,17 @@
 
 from typing import ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from app.pairs.recipes import Decoding, Split
 from app.runs.recipe import Recipe, points_to
 
 
 class GradingRecipe(Recipe):
-    """The same prompts through every checkpoint; each against the first, side by side, sides shuffled."""
+    """The same prompts through every arm; each against the first, side by side, sides shuffled.
+
+    Arms are checkpoints sampled with this decoding, or arms that exist already, with their own prefix and decoding.
+    """
 
     kind: ClassVar[str] = "grading"
     queue: ClassVar[str] = "gpu"
@@ -20,10 +23,21 @@ class GradingRecipe(Recipe):
     checkpoints: list[int] = points_to(
         "checkpoint",
         title="Checkpoints",
+        default=[],
         description="The first is what the others are compared with.",
         where={"role": "policy"},
+    )
+    arms: list[int] = points_to(
+        "arm", title="Arms", default=[], description="Checkpoints or endpoints with a prefix and decoding of their own."
     )
     n_prompts: int = Field(20, ge=1, le=10_000, title="Prompts")
     is_all_pairs: bool = Field(False, title="Every two arms", description="Otherwise each against the first.")
     decoding: Decoding = Field(Decoding(), title="Decoding")
     batch_size: int = Field(64, ge=1, le=4096, title="Prompts at once")
+    max_truncated: float = Field(0.2, ge=0, le=1, title="Stop when more than this share of prompts is truncated")
+
+    @model_validator(mode="after")
+    def _has_two_arms(self) -> "GradingRecipe":
+        if len({*self.checkpoints}) + len({*self.arms}) < 2:
+            raise ValueError("choose at least two checkpoints or arms to compare")
+        return self
