@@ -98,6 +98,16 @@ def respond(request: Request, session: Session, table: Table, fmt: Format, templ
     return StreamingResponse(lines, media_type=kind, headers=headers)
 
 
+def respond_rows(name: str, names: list[str], rows: list[dict[str, Any]], fmt: Format) -> Response:
+    """Rows that were computed rather than selected, as JSON, CSV or JSON lines; `names` are the CSV's columns."""
+    if fmt == "json":
+        return JSONResponse({"rows": rows, "after": None})
+    lines = _csv_lines(names, iter(rows)) if fmt == "csv" else _json_lines(iter(rows))
+    kind = "text/csv; charset=utf-8" if fmt == "csv" else "application/x-ndjson"
+    headers = {"Content-Disposition": f'attachment; filename="{name}.{fmt}"'}
+    return StreamingResponse(lines, media_type=kind, headers=headers)
+
+
 def read_page(request: Request, session: Session, table: Table) -> TablePage:
     """One page of the table as the URL asks for it."""
     query, sort = _filtered(request, table)

@@ -72,6 +72,19 @@ def label_of(name: str, metric: str) -> str:
     return known.metrics[metric].label if known and metric in known.metrics else metric.replace("_", " ")
 
 
+def title_of(benchmark: Benchmark) -> str:
+    """What a page calls a benchmark; the version stands there from the second on."""
+    known = DEFINITIONS.get(benchmark.name)
+    title = known.title if known else benchmark.name
+    return title if benchmark.version == 1 else f"{title}, version {benchmark.version}"
+
+
+def in_order(benchmark: Benchmark, metrics: set[str]) -> list[str]:
+    """Metrics in the definition's order; the first is the main one."""
+    known = list(DEFINITIONS[benchmark.name].metrics) if benchmark.name in DEFINITIONS else []
+    return [metric for metric in known if metric in metrics] + sorted(metrics - set(known))
+
+
 def chance_of(benchmark: Benchmark, metric: str) -> float | None:
     """What guessing scores on these very items."""
     measured = benchmark.settings.get("chance", {}).get(metric)
