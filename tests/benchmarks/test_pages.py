@@ -14,7 +14,6 @@ from app.stats.comparisons import paired_difference
 from app.stats.intervals import rate_of
 from tests.benchmarks.rows import demo_prompts, score, scores_of, tiny_checkpoint
 
-
 SQLITE = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 
 
