@@ -1,0 +1,110 @@
+"""Importing a checkpoint: what is refused, what is noted, and that what was imported can be loaded."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from app.checkpoints.models import Checkpoint
+from app.config import settings
+from app.db import get, reading
+from app.projects.models import Project
+from app.runs.models import Run
+from tests.benchmarks.rows import fresh_project
+from tests.prompts.rows import do, made
+from tests.worker.tiny import tiny_model, write_tiny
+from worker.checkpoints import weights_of
+from worker.llm import FALLBACK, LocalModel
+from worker.saving import is_whole, write_model
+
+
+@pytest.fixture
+def demo(sqlite_database: str) -> Project:
+    """A project on SQLite: these runs are about files."""
+    return fresh_project()
+
+
+def stored(run: Run) -> Checkpoint:
+    with reading() as session:
+        return get(session, Checkpoint, made(run, "checkpoint"))
+
+
+def test_a_real_checkpoint_is_copied_sealed_and_described(demo: Project, shared_data: Path) -> None:
+    source = shared_data / "stories260k" / "hf"
+    run = do(demo.id, "import_checkpoint", source=str(source))
+    assert run.status == "done", run.error
+    row = stored(run)
+    assert (row.name, row.method, row.role, row.n_parameters) == ("stories260k/hf", "base", "policy", 260_032)
+    assert row.facts["context"] == 512 and row.facts["has_chat_template"] is False
+    assert row.facts["rendering"] == FALLBACK
+    folder = settings().data_path / row.path
+    assert is_whole(folder) and row.manifest_sha256
+    assert (folder / "model.safetensors").read_bytes() == (source / "model.safetensors").read_bytes()
+    with reading() as session:
+        model = LocalModel(weights_of(session, row.id))
+    (said,) = model.sample(
+        [[{"role": "user", "content": "Once upon a time"}]], {"temperature": 0, "max_new_tokens": 8}, 1
+    )
+    assert said.n_tokens == 8
+
+
+def test_a_template_is_shown_and_code_is_left_behind(demo: Project, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    write_model(*tiny_model(), folder)
+    (folder / "modeling_mine.py").write_text("raise SystemExit('never run')")
+    (folder / "training_args.bin").write_bytes(b"pickle")
+    run = do(demo.id, "import_checkpoint", source=str(folder), name="mine")
+    row = stored(run)
+    assert row.facts["has_chat_template"] is True
+    assert row.facts["rendered_example"] == "<|user|>What is the capital of France?<|end|><|assistant|>"
+    kept = {path.name for path in (settings().data_path / row.path).iterdir()}
+    assert {"model.safetensors", "config.json", "tokenizer.json", "manifest.json"} <= kept
+    assert not any(name.endswith((".py", ".bin")) for name in kept)
+
+
+def spoil(folder: Path, case: str) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    if case == "pickle":
+        (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    elif case == "code":
+        (folder / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModel": "m.M"}}))
+    elif case == "tokenizer code":
+        (folder / "tokenizer_config.json").write_text(json.dumps({"auto_map": {"AutoTokenizer": ["t.T", None]}}))
+    elif case == "torn":
+        (folder / "model.safetensors").write_bytes(b"\xff" * 64)
+    elif case == "unknown":
+        (folder / "config.json").write_text(json.dumps({**config, "model_type": "no_such_model"}))
+    elif case == "encoder":
+        (folder / "config.json").write_text(json.dumps({**config, "architectures": ["BertModel"]}))
+    elif case == "shard":
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-2.safetensors"}}))
+    elif case == "adapter":
+        (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+        (folder / "adapter_config.json").write_text("{}")
+
+
+REFUSED = [
+    ("pickle", "pickles only (pytorch_model.bin)"), ("code", "config.json: auto_map"),
+    ("tokenizer code", "tokenizer_config.json: auto_map"), ("torn", "no whole safetensors file"),
+    ("unknown", "transformers cannot read"), ("encoder", "is a BertModel"), ("shard", "lacks model-2.safetensors"),
+    ("adapter", "holds an adapter only"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("case", "reason"), REFUSED)
+def test_what_is_unsafe_or_broken_is_refused(demo: Project, tmp_path: Path, case: str, reason: str) -> None:
+    folder = tmp_path / "mine"
+    shutil.copytree(write_tiny(tmp_path / "tiny").folder, folder)
+    spoil(folder, case)
+    run = do(demo.id, "import_checkpoint", source=str(folder))
+    assert run.status == "failed"
+    assert reason in str(run.error) and "Traceback" not in str(run.error)
+
+
+def test_what_is_neither_a_directory_nor_an_id(demo: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = do(demo.id, "import_checkpoint", source="../no/such/folder")
+    assert "no directory on the server and no Hugging Face id" in str(run.error)
+    run = do(demo.id, "import_checkpoint", source=str(Path(__file__).parent), role="policy")
+    assert "no model.safetensors" in str(run.error)
