@@ -82,8 +82,8 @@ def test_advantages_against_numpy() -> None:
     rewards, values = random.normal(size=(2, 7, 9))
     lengths = random.integers(1, 10, size=7)
     mask = (np.arange(9) < lengths[:, None]).astype(float)
-    tensors = (torch.tensor(x) for x in (rewards * mask, values, mask))
-    advantages, _ = estimate_advantages(*tensors, 0.97, 0.93)
+    r, v, m = torch.tensor(rewards * mask), torch.tensor(values), torch.tensor(mask)
+    advantages, _ = estimate_advantages(r, v, m, 0.97, 0.93)
     for row, n in enumerate(lengths):
         wanted = numpy_gae(rewards[row], values[row], n, 0.97, 0.93)
         assert np.allclose(advantages[row, :n], wanted)
@@ -96,11 +96,11 @@ def test_losses_against_numpy() -> None:
     mask = (np.arange(8) < random.integers(1, 9, size=(5, 1))).astype(float)
     ratio = np.exp(new - old)
     chosen = np.minimum(ratio * advantages, np.clip(ratio, 0.8, 1.2) * advantages)
-    t = [torch.tensor(x) for x in (new, old, advantages, mask)]
-    assert float(policy_loss(*t, 0.2)[0]) == pytest.approx(-(chosen * mask).sum() / mask.sum())
+    n, o, a, m = (torch.tensor(x) for x in (new, old, advantages, mask))
+    assert float(policy_loss(n, o, a, m, 0.2)[0]) == pytest.approx(-(chosen * mask).sum() / mask.sum())
     near = np.clip(new, old - 0.3, old + 0.3)
     squares = np.maximum((new - returns) ** 2, (near - returns) ** 2)
-    found = value_loss(t[0], t[1], torch.tensor(returns), t[3], 0.3)
+    found = value_loss(n, o, torch.tensor(returns), m, 0.3)
     assert float(found) == pytest.approx(0.5 * (squares * mask).sum() / mask.sum())
 
 
