@@ -14,7 +14,7 @@ from app.prompts.strict_format import is_answer_exact, read_strict_format
 from worker.benchmark import Batch, Plan, Row
 from worker.checkpoints import weights_of
 from worker.job import Job
-from worker.llm import LocalModel, batch_seed, plan_batches
+from worker.llm import LocalModel, RewardScorer, Sample, batch_seed, plan_batches
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,14 @@ class Asked:
     is_truncated: bool
 
 
+@dataclass(frozen=True)
+class Models:
+    """Who writes, and who scores what was written."""
+
+    writer: LocalModel
+    scorer: RewardScorer | None
+
+
 def plan_format(job: Job, recipe: BenchmarkRecipe) -> Plan:
     """Batches of prompts of similar length; the greedy pass comes last."""
     with job.read() as session:
@@ -33,6 +41,7 @@ def plan_format(job: Job, recipe: BenchmarkRecipe) -> Plan:
         wanted = select(Prompt).where(Prompt.set_id == prompt_set.id, col(Prompt.split).in_(recipe.splits))
         prompts = list(session.exec(wanted.order_by(col(Prompt.position))).all())[: recipe.limit]
         model = LocalModel(weights_of(session, recipe.checkpoint))
+        scorer = RewardScorer(weights_of(session, recipe.scorer)) if recipe.scorer is not None else None
     if not prompts:
         raise Invalid(
             f"The prompt set “{prompt_set.name}” has no prompt in {', '.join(recipe.splits)}: choose other splits."
@@ -42,7 +51,8 @@ def plan_format(job: Job, recipe: BenchmarkRecipe) -> Plan:
     decoding = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": recipe.max_new_tokens}
     sampled = [Asked(p, k, cut[p.id]) for p in prompts for k in range(recipe.samples)]
     greedy = [Asked(p, None, cut[p.id]) for p in prompts]
-    batches = _batches(job, model, sampled, decoding) + _batches(job, model, greedy, {**decoding, "temperature": 0.0})
+    batches = _batches(job, Models(model, scorer), sampled, decoding)
+    batches += _batches(job, Models(model, None), greedy, {**decoding, "temperature": 0.0})
     return Plan(
         settings={
             "prompts_sha256": prompt_set.sha256,
@@ -60,14 +70,14 @@ def plan_format(job: Job, recipe: BenchmarkRecipe) -> Plan:
     )
 
 
-def _batches(job: Job, model: LocalModel, asked: list[Asked], decoding: dict[str, Any]) -> list[Batch]:
-    lengths = {one.prompt.id: len(model.encode(one.prompt.messages)) for one in asked if not one.sample}
+def _batches(job: Job, models: Models, asked: list[Asked], decoding: dict[str, Any]) -> list[Batch]:
+    lengths = {one.prompt.id: len(models.writer.encode(one.prompt.messages)) for one in asked if not one.sample}
     pieces = plan_batches([lengths[one.prompt.id] for one in asked], job.recipe.batch_size)
     made = []
     for number, places in enumerate(pieces):
         piece = [asked[place] for place in places]
         seed = batch_seed(job.seed, "strict_format", decoding["temperature"], number)
-        made.append(Batch(_keys(piece), partial(_score_batch, job, model, piece, decoding, seed)))
+        made.append(Batch(_keys(piece, models), partial(_score_batch, job, models, piece, decoding, seed)))
     return made
 
 
@@ -76,8 +86,9 @@ def _metrics(one: Asked) -> list[str]:
     return names if one.sample is not None else [f"{name}_greedy" for name in names]
 
 
-def _keys(piece: list[Asked]) -> frozenset[tuple[str, str, int]]:
-    return frozenset((metric, item_of(one.prompt), one.sample or 0) for one in piece for metric in _metrics(one))
+def _keys(piece: list[Asked], models: Models) -> frozenset[tuple[str, str, int]]:
+    more = ["reward"] if models.scorer else []
+    return frozenset((metric, item_of(one.prompt), one.sample or 0) for one in piece for metric in _metrics(one) + more)
 
 
 def item_of(prompt: Prompt) -> str:
@@ -85,27 +96,40 @@ def item_of(prompt: Prompt) -> str:
     return prompt.sha256[:16]
 
 
-def _score_batch(job: Job, model: LocalModel, piece: list[Asked], decoding: dict[str, Any], seed: int) -> list[Row]:
-    found = model.sample([one.prompt.messages for one in piece], decoding, seed, job.check)
+def _score_batch(job: Job, models: Models, piece: list[Asked], decoding: dict[str, Any], seed: int) -> list[Row]:
+    asked = [one.prompt.messages for one in piece]
+    found = models.writer.sample(asked, decoding, seed, job.check)
     job.spend(generated_tokens=sum(sample.n_tokens for sample in found))
+    rewards = models.scorer.score(asked, [sample.text for sample in found]) if models.scorer else None
     rows = []
-    for one, sample in zip(piece, found, strict=True):
-        prompt = one.prompt
-        values = [read_strict_format(sample.text).is_strict]
-        if prompt.reference is not None:
-            values.append(is_answer_exact(sample.text, prompt.reference))
-        detail = {
-            "prompt": prompt.text,
-            "completion": sample.text,
-            "reference": prompt.reference,
-            "n_tokens": sample.n_tokens,
-            "stop_reason": sample.stop_reason,
-        }
-        rows += [
-            Row(
-                metric, item_of(prompt), prompt.grp, float(value), prompt.category, one.sample or 0,
-                sample.is_prompt_truncated, detail if place == 0 else {},
-            )
-            for place, (metric, value) in enumerate(zip(_metrics(one), values, strict=True))
-        ]  # fmt: skip
+    for place, (one, sample) in enumerate(zip(piece, found, strict=True)):
+        rows += _rows(one, sample)
+        if rewards is not None:
+            prompt = one.prompt
+            rows.append(
+                Row("reward", item_of(prompt), prompt.grp, rewards[place], prompt.category, one.sample or 0,
+                    sample.is_prompt_truncated)
+            )  # fmt: skip
     return rows
+
+
+def _rows(one: Asked, sample: Sample) -> list[Row]:
+    """Format and exact answer of one completion; the words are kept once, with the format."""
+    prompt = one.prompt
+    values = [read_strict_format(sample.text).is_strict]
+    if prompt.reference is not None:
+        values.append(is_answer_exact(sample.text, prompt.reference))
+    detail = {
+        "prompt": prompt.text,
+        "completion": sample.text,
+        "reference": prompt.reference,
+        "n_tokens": sample.n_tokens,
+        "stop_reason": sample.stop_reason,
+    }
+    return [
+        Row(
+            metric, item_of(prompt), prompt.grp, float(value), prompt.category, one.sample or 0,
+            sample.is_prompt_truncated, detail if place == 0 else {},
+        )
+        for place, (metric, value) in enumerate(zip(_metrics(one), values, strict=True))
+    ]  # fmt: skip

@@ -29,6 +29,9 @@ class Definition:
     unit: str = "item"  # what intervals cluster by
 
 
+# Scores without bounds: no rate, so they appear as distributions in the report and nowhere as a level.
+UNBOUNDED = ("reward",)
+
 DEFINITIONS: dict[str, Definition] = {
     "mmlu": Definition(
         "MMLU", "lm_eval", "57 subjects, four answers each; lm-eval's task.",

@@ -31,6 +31,13 @@ class BenchmarkRecipe(Recipe):
     reference: int | None = points_to(
         "checkpoint", title="Reference", default=None, description="For the implicit reward of PKU-SafeRLHF."
     )
+    scorer: int | None = points_to(
+        "checkpoint",
+        title="Reward model",
+        default=None,
+        description="Strict format: also stores its score of every sampled completion, for the report's distributions.",
+        where={"role": "reward"},
+    )
     num_fewshot: int = Field(0, ge=0, le=32, title="Few-shot examples")
     samples: int = Field(8, ge=1, le=256, title="Samples per prompt", description="Strict format, at temperature 1.")
     max_new_tokens: int = Field(

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import aliased
 from sqlmodel import Session, col
 
+from app.benchmarks.definitions import UNBOUNDED
 from app.benchmarks.models import Benchmark, Score
 from app.checkpoints.models import Arm
 from app.runs.models import Run, RunIo
@@ -102,7 +103,7 @@ def read_levels(
             sa.func.count(sa.distinct(col(Score.item))),
             sa.func.sum(sa.case((col(Score.is_truncated), 1), else_=0)),
         )
-        .where(col(Score.run_id).in_(list(run_ids)))
+        .where(col(Score.run_id).in_(list(run_ids)), col(Score.metric).not_in(UNBOUNDED))
         .group_by(*groups, col(Score.cluster))
     )
     found: dict[tuple[int, str, str], list[tuple[float, int, int, int, int]]] = {}

@@ -6,19 +6,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from app.checkpoints.models import Checkpoint, Endpoint
-from app.db import transaction
+from app.benchmarks.scores import read_levels
+from app.checkpoints.models import Endpoint
+from app.db import reading, transaction
 from app.judging.models import Judge
 from app.projects.models import Project
 from app.prompts.models import Prompt, PromptSet
 from app.training.recipes import RewardRecipe
-from tests.benchmarks.rows import fresh_project, score, scores_of, tiny_checkpoint
+from tests.benchmarks.rows import demo_prompts, fresh_project, score, scores_of, stored_checkpoint, tiny_checkpoint
 from tests.chat_server import ChatServer
 from tests.worker.tiny import write_tiny
 from worker.benchmark_pku import read_pku
 from worker.benchmark_safe_judge import read_word, refuses
 from worker.llm import RewardScorer
-from worker.loading import Weights
+from worker.loading import Weights, load_tokenizer
 from worker.reward import make_classifier
 from worker.saving import save_folder, write_model
 
@@ -81,25 +82,43 @@ def test_the_implicit_reward_is_the_difference_of_log_probabilities(demo: Projec
         assert row.value == 1 - (first[row.item].value or 0)
 
 
-def test_a_reward_model_is_scored_on_the_side_people_chose(demo: Project, tmp_path: Path, data_dir: Path) -> None:
+def reward_checkpoint(demo: Project, data_dir: Path) -> tuple[int, RewardScorer]:
+    """A reward model with a head drawn at random, as a checkpoint and as the scorer it should be."""
     start = write_tiny(data_dir / "start")
     torch.manual_seed(0)
     classifier = make_classifier(start, RewardRecipe(start=1, snapshot=1), seed=3)
-    from worker.loading import load_tokenizer
-
     place, _ = save_folder(data_dir / "rm", lambda at: write_model(classifier, load_tokenizer(start), at))
-    with transaction() as session:
-        row = Checkpoint(project_id=demo.id, name="rm", method="reward", role="reward", source=str(place))
-        session.add(row)
-        session.flush()
-        checkpoint = row.id
+    return stored_checkpoint(demo, place, "rm", "reward", "reward"), RewardScorer(Weights(str(place)))
+
+
+def test_a_reward_model_is_scored_on_the_side_people_chose(demo: Project, tmp_path: Path, data_dir: Path) -> None:
+    checkpoint, scorer = reward_checkpoint(demo, data_dir)
     run = score(demo, checkpoint=checkpoint, benchmark="pku_saferlhf", data=str(write_pairs(tmp_path)))
     assert run.status == "done", run.error
-    scorer = RewardScorer(Weights(str(place)))
     for found in scores_of(run, "better_reward"):
         asked = [{"role": "user", "content": prompt_of(tmp_path / "pku", found.item)}]
-        a, b = scorer.score([asked, asked], list(texts_of(tmp_path / "pku", found.item)))
-        assert found.value == float((a, b)[found.detail["right"]] > (a, b)[1 - found.detail["right"]])
+        both = scorer.score([asked, asked], list(texts_of(tmp_path / "pku", found.item)))
+        right = found.detail["right"]
+        assert found.value == float(both[right] > both[1 - right])
+
+
+def test_the_format_study_keeps_the_reward_models_score_of_each_completion(demo: Project, data_dir: Path) -> None:
+    checkpoint, scorer = reward_checkpoint(demo, data_dir)
+    with transaction() as session:
+        prompts = demo_prompts(session, demo, 4)
+    run = score(demo, checkpoint=tiny_checkpoint(demo), benchmark="strict_format", prompt_set=prompts.id, samples=2,
+                max_new_tokens=8, scorer=checkpoint)  # fmt: skip
+    rewards = {(row.item, row.sample): row.value for row in scores_of(run, "reward")}
+    assert len(rewards) == 8
+    for row in scores_of(run, "format"):
+        asked = [{"role": "user", "content": row.detail["prompt"]}]
+        assert scorer.score([asked], [row.detail["completion"]])[0] == pytest.approx(
+            rewards[row.item, row.sample], abs=1e-4
+        )
+    with reading() as session:
+        assert {metric for _, metric, _ in read_levels(session, [run.id])} == {
+            "format", "accuracy", "format_greedy", "accuracy_greedy",
+        }  # fmt: skip
 
 
 def prompt_of(folder: Path, item: str) -> str:
