@@ -19,15 +19,15 @@ router = APIRouter()
 
 
 @router.get("/")
-def list_projects(request: Request, account: SignedIn, session: Db) -> Response:
-    """The account's projects; with only one, straight there."""
+def list_projects(request: Request, account: SignedIn, session: Db, all: bool = False) -> Response:  # noqa: A002
+    """The account's projects; with only one, straight there unless `all` is asked for."""
     rows = session.exec(
         select(Project, Membership.role)
         .join(Membership, Membership.project_id == Project.id)  # type: ignore[arg-type]
         .where(Membership.account_id == account.id)
         .order_by(Project.name)
     ).all()
-    if len(rows) == 1:
+    if len(rows) == 1 and not all:
         return RedirectResponse(f"/p/{rows[0][0].slug}", status_code=303)
     return html(request, "projects/list.html", title="Projects", rows=rows, account=account)
 

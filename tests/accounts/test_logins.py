@@ -1,0 +1,129 @@
+"""Signing in and out: passwords, one-time links, sessions, tokens, cross-site posts."""
+
+from datetime import timedelta
+
+import pytest
+from sqlmodel import Session, select
+from starlette.testclient import TestClient
+
+from app.accounts.logins import COOKIE, hash_secret, make_account, make_login
+from app.accounts.models import Account, Login
+from app.db import now, reading, transaction
+from app.errors import Conflict, Invalid
+
+
+@pytest.fixture
+def anonymous(client: TestClient) -> TestClient:
+    """The same app, nobody signed in."""
+    client.cookies.clear()
+    return client
+
+
+def owner(session: Session) -> Account:
+    return session.exec(select(Account).where(Account.name == "owner")).one()
+
+
+def test_a_password_signs_in_and_logging_out_ends_the_session(anonymous: TestClient) -> None:
+    wrong = anonymous.post("/login", data={"name": "owner", "password": "wrong horse"})
+    assert wrong.status_code == 401 and "do not go together" in wrong.text and 'value="owner"' in wrong.text
+    assert anonymous.post("/login", data={"name": "nobody", "password": "wrong horse"}).status_code == 401
+    there = {"name": "owner", "password": "correct horse", "next": "/p/demo/runs"}
+    right = anonymous.post("/login", data=there, follow_redirects=False)
+    assert (right.status_code, right.headers["location"]) == (303, "/p/demo/runs")
+    flags = right.headers["set-cookie"].lower()
+    assert "httponly" in flags and "samesite=lax" in flags
+    secret = anonymous.cookies[COOKIE]
+    assert anonymous.get("/account").status_code == 200
+    anonymous.post("/logout")
+    anonymous.cookies.set(COOKIE, secret)
+    again = anonymous.get("/account", follow_redirects=False)
+    assert again.status_code == 303 and again.headers["location"].startswith("/login")
+
+
+@pytest.mark.parametrize("next_", ["//evil.example", "https://evil.example/", "/\\evil.example", "javascript:alert(1)"])
+def test_signing_in_never_leads_to_another_site(anonymous: TestClient, next_: str) -> None:
+    form = {"name": "owner", "password": "correct horse", "next": next_}
+    assert anonymous.post("/login", data=form, follow_redirects=False).headers["location"] == "/"
+
+
+def test_a_link_asks_for_a_press_and_works_once(anonymous: TestClient) -> None:
+    with transaction() as session:
+        secret = make_login(session, owner(session), "link")
+    for _ in range(2):  # a preview of the link does not use it up
+        assert anonymous.get(f"/login/{secret}").status_code == 200
+    assert anonymous.post(f"/login/{secret}", follow_redirects=False).status_code == 303
+    assert anonymous.get("/account").status_code == 200
+    anonymous.cookies.clear()
+    second = anonymous.post(f"/login/{secret}", follow_redirects=False)
+    assert second.status_code == 401 and "used already" in second.text
+
+
+def test_a_link_runs_out(anonymous: TestClient) -> None:
+    with transaction() as session:
+        secret = make_login(session, owner(session), "link")
+        session.flush()
+        login = session.exec(select(Login).where(Login.token_sha256 == hash_secret(secret))).one()
+        login.expires_at = now() - timedelta(seconds=1)
+    assert anonymous.post(f"/login/{secret}").status_code == 401
+
+
+def test_a_token_is_shown_once_and_ends(client: TestClient) -> None:
+    made = client.post("/account/tokens", data={"label": "my script"})
+    secret = made.text.split('id="secret">')[1].split("<")[0]
+    assert secret.startswith("pl_") and secret not in client.get("/account").text
+    with reading() as session:
+        stored = session.exec(select(Login).where(Login.kind == "token")).one()
+        assert secret not in stored.model_dump_json()
+    client.cookies.clear()
+    bearer = {"Authorization": f"Bearer {secret}"}
+    assert client.get("/p/demo/runs.json", headers=bearer).status_code == 200
+    assert client.get("/p/demo/runs.json", headers={"Authorization": "Bearer pl_wrong"}).status_code == 401
+    client.cookies.set(COOKIE, secret)
+    assert client.get("/p/demo/runs.json").status_code == 401  # a token is no session
+    client.cookies.clear()
+    client.post(f"/account/tokens/{stored.id}/revoke", headers=bearer)
+    assert client.get("/p/demo/runs.json", headers=bearer).status_code == 401
+
+
+def test_nobody_ends_anothers_token(client: TestClient) -> None:
+    with transaction() as session:
+        make_login(session, make_account(session, "other"), "token")
+        session.flush()
+        token = session.exec(select(Login).where(Login.kind == "token")).one().id
+    assert client.post(f"/account/tokens/{token}/revoke").status_code == 404
+
+
+def test_signing_out_everywhere(client: TestClient) -> None:
+    assert client.post("/account/sessions/revoke", follow_redirects=False).status_code == 303
+    assert client.get("/account", follow_redirects=False).status_code == 303
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-site"}, 403),
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Sec-Fetch-Site": "same-origin"}, 200),
+        ({"Origin": "http://127.0.0.1"}, 200),
+        ({}, 200),
+    ],
+)
+def test_a_post_from_another_site_is_refused(client: TestClient, headers: dict[str, str], status: int) -> None:
+    assert client.post("/account/tokens", data={"label": "x"}, headers=headers).status_code == status
+
+
+def test_names_and_passwords_are_checked(client: TestClient) -> None:
+    with transaction() as session:
+        for name, password in (("", None), ("x" * 81, None), ("short", "123456789")):
+            with pytest.raises(Invalid):
+                make_account(session, name, password)
+        with pytest.raises(Conflict):
+            make_account(session, "owner")
+
+
+def test_headers_keep_scripts_and_frames_out(anonymous: TestClient) -> None:
+    headers = anonymous.get("/login").headers
+    policy = headers["Content-Security-Policy"]
+    assert "default-src 'self'" in policy and "unsafe" not in policy and "frame-ancestors 'none'" in policy
+    assert headers["X-Content-Type-Options"] == "nosniff" and headers["Cache-Control"] == "no-store"
