@@ -1,19 +1,24 @@
 """The guess at the end: could the grader tell which arm wrote what? Chance is one half; above it, blinding failed."""
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import aliased
-from sqlmodel import Session, col
+from sqlmodel import Session, col, select
 
 from app.checkpoints.models import Arm
+from app.db import now
 from app.errors import Conflict, Invalid
-from app.grading.items import has_guessed
+from app.grading.items import has_ended
 from app.grading.models import ArmGuess, Grade, GradeItem, Grading
 from app.pairs.models import Completion
 from app.prompts.models import Prompt
+
+log = logging.getLogger(__name__)
 
 CHANCE = 0.5
 MOST = 10
@@ -66,23 +71,48 @@ def read_questions(session: Session, grading: Grading, account_id: int) -> list[
     return questions
 
 
+def end_part(session: Session, grading: Grading, account_id: int) -> None:
+    """Ends this person's part: their grades stand from now on, and only then are they told which methods there were."""
+    if grading.closed_at is not None:
+        raise Conflict("This grading is closed.")
+    if has_ended(session, grading, account_id):
+        return
+    try:
+        with session.begin_nested():
+            session.add(ArmGuess(grading_id=grading.id, account_id=account_id, guesses=[]))
+    except IntegrityError:
+        log.info("grading %s was ended twice at once by account %s", grading.id, account_id)
+
+
 def store_guesses(session: Session, grading: Grading, account_id: int, sides: Mapping[str, str]) -> ArmGuess:
-    """Ends this person's part. `sides` maps each question's token to left or right. Raises Invalid or Conflict."""
-    if has_guessed(session, grading, account_id):
+    """Stores the guesses of somebody who has ended their part. `sides` maps each question's token to left or right.
+
+    Raises Invalid for open questions; Conflict before the end, after the closing, and the second time.
+    """
+    if grading.closed_at is not None:
+        raise Conflict("This grading is closed.")
+    mine = select(ArmGuess).where(ArmGuess.grading_id == grading.id, ArmGuess.account_id == account_id)
+    row = session.exec(mine.with_for_update()).first()
+    if row is None:
+        raise Conflict("End your part first: the guess comes after the last grade.")
+    if row.n:
         raise Conflict("You have guessed already.")
     questions = read_questions(session, grading, account_id)
     open_ones = [one.token for one in questions if sides.get(one.token) not in {"left", "right"}]
     if open_ones:
         raise Invalid(f"{len(open_ones)} of {len(questions)} are open: choose a side for each, guessing where you "
                       "cannot tell.", {token: ["left or right"] for token in open_ones})  # fmt: skip
-    guesses = [
+    row.guesses = [
         {"item": one.item_id, "side": sides[one.token], "is_right": (sides[one.token] == "left") == one.is_left}
         for one in questions
     ]
-    row = ArmGuess(
-        grading_id=grading.id, account_id=account_id, guesses=guesses, n=len(guesses),
-        n_right=sum(bool(one["is_right"]) for one in guesses),
-    )  # fmt: skip
-    session.add(row)
+    row.n, row.n_right = len(row.guesses), sum(bool(one["is_right"]) for one in row.guesses)
+    row.made_at = now()
     session.flush()
     return row
+
+
+def is_asked(session: Session, grading: Grading, account_id: int) -> bool:
+    """Whether this person has ended their part of an open grading and has not guessed yet."""
+    mine = select(ArmGuess.n).where(ArmGuess.grading_id == grading.id, ArmGuess.account_id == account_id)
+    return grading.closed_at is None and session.exec(mine).first() == 0

@@ -96,7 +96,7 @@ def make_grading(
 
 def next_item(session: Session, grading: Grading, account_id: int) -> GradeItem | None:
     """What this person grades next: the items with the fewest grades first, so that all get some."""
-    if grading.closed_at is not None or has_guessed(session, grading, account_id):
+    if grading.closed_at is not None or has_ended(session, grading, account_id):
         return None
     by_me = sa.select(col(Grade.item_id)).where(col(Grade.account_id) == account_id)
     n = sa.select(sa.func.count()).where(col(Grade.item_id) == col(GradeItem.id)).scalar_subquery()
@@ -122,8 +122,8 @@ def last_graded(session: Session, grading: Grading, account_id: int, before: Gra
     return tokens[0] if tokens else None
 
 
-def has_guessed(session: Session, grading: Grading, account_id: int) -> bool:
-    """Whether this person has ended their grading by guessing the arms."""
+def has_ended(session: Session, grading: Grading, account_id: int) -> bool:
+    """Whether this person has ended their part: their grades stand, and they may be asked to guess the arms."""
     made = select(ArmGuess.id).where(ArmGuess.grading_id == grading.id, ArmGuess.account_id == account_id)
     return session.exec(made).first() is not None
 
@@ -162,11 +162,12 @@ def check_marks(marks: Marks) -> None:
 def give_grade(session: Session, item: GradeItem, grading: Grading, account_id: int, marks: Marks) -> Grade:
     """Stores a person's grade of an item; until the grading is closed they may change it. Blind all the while."""
     check_marks(marks)
-    open_one = session.exec(select(Grading).where(Grading.id == grading.id).with_for_update()).one()
-    if open_one.closed_at is not None:
+    # The row is locked, so that a closing waits for this grade or is seen by it.
+    closed_at = session.exec(select(Grading.closed_at).where(Grading.id == grading.id).with_for_update()).one()
+    if closed_at is not None:
         raise Conflict("This grading is closed: no grade can be given or changed.")
-    if has_guessed(session, grading, account_id):
-        raise Conflict("You have ended your part of this grading by guessing.")
+    if has_ended(session, grading, account_id):
+        raise Conflict("You have ended your part of this grading: your grades stand.")
     values = {name: getattr(marks, name) for name in Marks.__dataclass_fields__}
     row = own_grade(session, item, account_id)
     if row is None:

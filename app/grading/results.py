@@ -71,7 +71,7 @@ def read_results(session: Session, grading: Grading) -> Results:
     rows = _read_grades(session, grading)
     n_graded = count_graded(session, grading)
     guesses = session.exec(select(ArmGuess).where(ArmGuess.grading_id == grading.id)).all()
-    people = {row.account_id for row in rows} | {row.account_id for row in guesses}
+    people = {row.account_id for row in rows} | {row.account_id for row in guesses if row.n}
     simulated = select(Account.id).where(col(Account.id).in_(people), col(Account.is_simulated))
     arms = [get(session, Arm, arm) for arm in grading.arms]
     has_grades = n_graded > 0

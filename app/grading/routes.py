@@ -10,14 +10,14 @@ from starlette.datastructures import FormData
 
 from app.db import Db
 from app.errors import Invalid, NotFound
-from app.grading.guesses import CHANCE, read_questions, store_guesses
+from app.grading.guesses import CHANCE, end_part, is_asked, read_questions, store_guesses
 from app.grading.items import (
     Marks,
     close_grading,
     count_graded,
     find_item,
     give_grade,
-    has_guessed,
+    has_ended,
     last_graded,
     next_item,
     own_grade,
@@ -74,7 +74,7 @@ def show_grading(request: Request, member: Grader, session: Db, grading_id: int)
     return html(
         request, "grading/show.html", title=name_for(member, grading), name=name_for(member, grading), grading=grading,
         n_graded=count_graded(session, grading), n_mine=count_graded(session, grading, member.account.id),
-        is_done=has_guessed(session, grading, member.account.id), n_prompts=n_prompts, detectable=detectable,
+        is_done=has_ended(session, grading, member.account.id), n_prompts=n_prompts, detectable=detectable,
         results=read_results(session, grading) if is_open_to_all else None, chance=CHANCE,
         page=read_page(request, session, grades_table(grading)) if is_open_to_all else None,
     )  # fmt: skip
@@ -110,18 +110,17 @@ def close(member: Researcher, session: Db, grading_id: int) -> Response:
 
 @router.get("/p/{project}/grade/{grading_id}/next")
 def show_next(member: Grader, session: Db, grading_id: int) -> Response:
-    """Leads to the next item, or to the guess at the end."""
+    """Leads to the next item, or to the end of this person's part."""
     grading = project_grading(session, member, grading_id)
     item = next_item(session, grading, member.account.id)
     if item is not None:
         return _see_other(f"{_root(member)}/item/{item.token}")
-    is_over = grading.closed_at is not None or has_guessed(session, grading, member.account.id)
-    return _see_other(f"{_root(member)}/{grading.id}{'' if is_over else '/guess'}")
+    return _see_other(f"{_root(member)}/{grading.id}{'' if grading.closed_at else '/guess'}")
 
 
 @router.get("/p/{project}/grade/{grading_id}/guess")
 def show_guess(request: Request, member: Grader, session: Db, grading_id: int) -> Response:
-    """The end: which of two completions was by which method? After it this person grades no more here."""
+    """The end: first this person's grades are made final, then they guess which completion was by which method."""
     grading = project_grading(session, member, grading_id)
     return _guess_page(request, session, member, grading, {}, {})
 
@@ -131,16 +130,26 @@ def _guess_page(
     errors: dict[str, list[str]],
 ) -> Response:  # fmt: skip
     account = member.account.id
+    asked = is_asked(session, grading, account)
     return html(
-        request, "grading/guess.html", status_code=422 if errors else 200, title="Guess", grading=grading,
-        questions=read_questions(session, grading, account), given=given, errors=errors,
-        is_done=has_guessed(session, grading, account), is_left=next_item(session, grading, account) is not None,
+        request, "grading/guess.html", status_code=422 if errors else 200, title="The end", grading=grading,
+        questions=read_questions(session, grading, account) if asked else [], given=given, errors=errors,
+        is_ended=grading.closed_at is not None or has_ended(session, grading, account),
+        is_left=next_item(session, grading, account) is not None,
     )  # fmt: skip
+
+
+@router.post("/p/{project}/grade/{grading_id}/end")
+def end(member: Grader, session: Db, grading_id: int) -> Response:
+    """Ends this person's part; the guess follows."""
+    grading = project_grading(session, member, grading_id)
+    end_part(session, grading, member.account.id)
+    return _see_other(f"{_root(member)}/{grading.id}/guess")
 
 
 @router.post("/p/{project}/grade/{grading_id}/guess")
 def guess(request: Request, member: Grader, session: Db, grading_id: int, form: FormValues) -> Response:
-    """Stores the guesses and ends this person's part."""
+    """Stores the guesses."""
     grading = project_grading(session, member, grading_id)
     sides = {str(key): str(value) for key, value in form.items()}
     try:

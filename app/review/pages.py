@@ -113,13 +113,21 @@ def last_answered(session: Session, queue: Queue, account_id: int) -> Answer | N
     return session.exec(mine.order_by(col(Answer.answered_at).desc(), col(Answer.id).desc()).limit(1)).first()
 
 
+def name_for(member: Member, queue: Queue) -> str:
+    """What this member may read as the name: a researcher's words could tell a grader whose completions these are."""
+    return queue.name if member.may("viewer") else f"{queue.kind.capitalize()} {queue.id}"
+
+
 def queues_table(member: Member) -> Table:
     """The project's queues. A grader is not told whose labels they are."""
     root = f"/p/{member.project.slug}"
     of_queue = col(Answer.queue_id) == col(Queue.id)
+    number = sa.cast(col(Queue.id), sa.String)
+    plain = sa.case((col(Queue.kind) == "audit", "Audit "), else_="Repair ") + number
+    name: Any = Queue.name if member.may("viewer") else plain
     answered = sa.select(sa.func.count(col(Answer.first))).where(of_queue).scalar_subquery()
     columns = [
-        Column("name", Queue.name, "Queue", href=lambda row: f"{root}/review/{row['id']}"),
+        Column("name", name, "Queue", href=lambda row: f"{root}/review/{row['id']}"),
         Column("kind", Queue.kind, "Kind"),
         Column("answered", answered, "Answered", "number"),
         Column("places", col(Queue.n) * col(Queue.overlap), "Of", "number"),

@@ -24,6 +24,7 @@ from app.review.models import Answer, Queue
 from app.review.pages import (
     answers_table,
     last_answered,
+    name_for,
     overrides_table,
     queues_table,
     read_revealed,
@@ -40,6 +41,10 @@ Note = Annotated[str, Form(max_length=10_000)]
 
 def _root(member: Member) -> str:
     return f"/p/{member.project.slug}/review"
+
+
+def _named(member: Member, queue: Queue) -> dict[str, Any]:
+    return {"queue": queue, "name": name_for(member, queue), "title": name_for(member, queue)}
 
 
 def _see_other(url: str) -> Response:
@@ -97,7 +102,16 @@ def show_queue(request: Request, member: Grader, session: Db, queue_id: int) -> 
         context["verdict_set"] = get(session, VerdictSet, queue.verdict_set_id)
         if queue.kind == "audit":
             context["agreement"] = read_agreement(session, queue)
-    return html(request, "review/queue.html", title=queue.name, queue=queue, done=done, total=total, **context)
+    return html(
+        request,
+        "review/queue.html",
+        title=name_for(member, queue),
+        name=name_for(member, queue),
+        queue=queue,
+        done=done,
+        total=total,
+        **context,
+    )
 
 
 @router.get("/p/{project}/review/{queue_id}/next")
@@ -108,7 +122,7 @@ def show_next(request: Request, member: Grader, session: Db, queue_id: int, auto
     last = last_answered(session, queue, member.account.id)
     done, total = count_answered(session, queue)
     return html(
-        request, "review/next.html", title=queue.name, queue=queue, answer=answer, done=done, total=total,
+        request, "review/next.html", **_named(member, queue), answer=answer, done=done, total=total,
         auto=auto, last=last, shown=read_shown(session, answer) if answer else None,
         revealed=read_revealed(session, last, queue) if last and auto else None,
         last_choice=as_shown(last.first, last.is_swapped) if last else None,
@@ -141,7 +155,7 @@ def show_answer(request: Request, member: Grader, session: Db, answer_id: int) -
     outcome = None if revealed.choice is None else revealed.choice
     first = as_shown(answer.first, answer.is_swapped)
     return html(
-        request, "review/answer.html", title=queue.name, queue=queue, answer=answer, revealed=revealed,
+        request, "review/answer.html", **_named(member, queue), answer=answer, revealed=revealed,
         shown=read_shown(session, answer), first=first, later=as_shown(answer.later, answer.is_swapped),
         is_agreed=answer.first != "skip" and not is_contradiction(str(first), outcome),
         is_own=answer.account_id == member.account.id,
