@@ -1,0 +1,168 @@
+"""What the judging pages show: tables of verdict sets, judges and verdicts, one pair opened, a run's panel."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import aliased
+from sqlmodel import Session, col, select
+
+from app.db import get
+from app.errors import NotFound
+from app.judging.material import PairRow, read_guide, read_pairs
+from app.judging.models import Call, CallText, Judge, Opinion, Verdict, VerdictSet
+from app.judging.prompt import render_local_prompt
+from app.pairs.models import Completion, Pair, PairSet
+from app.projects.access import Member
+from app.prompts.models import Prompt
+from app.runs.models import Run
+from app.tables import Column, Filter, Table
+
+OUTCOMES = ("a", "b", "tie", "unreadable")
+
+
+def verdict_sets_table(member: Member) -> Table:
+    """The project's verdict sets."""
+    root = f"/p/{member.project.slug}/judge"
+    columns = [
+        Column("id", VerdictSet.id, "Set", "number", is_shown=False),
+        Column("name", VerdictSet.name, "Verdicts", href=lambda row: f"{root}/{row['id']}"),
+        Column("judge", Judge.name, "Judge"),
+        Column("pairs", PairSet.name, "Pairs"),
+        Column("n_a", VerdictSet.n_a, "a", "number"),
+        Column("n_b", VerdictSet.n_b, "b", "number"),
+        Column("n_tie", VerdictSet.n_tie, "Tie", "number"),
+        Column("n_null", VerdictSet.n_null, "Unreadable", "number"),
+        Column("n_flip", VerdictSet.n_flip, "Flips", "number"),
+        Column("created_at", VerdictSet.created_at, "Made", "when"),
+        Column("run_id", VerdictSet.run_id, "Run", "number", is_shown=False),
+    ]
+    source = sa.join(VerdictSet, Judge, col(Judge.id) == col(VerdictSet.judge_id))
+    source = source.join(PairSet, col(PairSet.id) == col(VerdictSet.pair_set_id))
+    where = [VerdictSet.project_id == member.project.id, col(VerdictSet.archived_at).is_(None)]
+    return Table("verdict sets", columns, source, VerdictSet.id, where)
+
+
+def judges_table(member: Member) -> Table:
+    """The project's judges."""
+    root = f"/p/{member.project.slug}/judge/judges"
+    columns = [
+        Column("id", Judge.id, "Judge", "number", is_shown=False),
+        Column("name", Judge.name, "Judge", href=lambda row: f"{root}/{row['id']}"),
+        Column("kind", Judge.kind, "Kind"),
+        Column("is_oracle", sa.case((col(Judge.is_oracle), "oracle"), else_=""), "Reads gold answers"),
+        Column("created_at", Judge.created_at, "Made", "when"),
+        Column("settings", Judge.settings, "Settings", is_shown=False),
+    ]
+    filters = [Filter("kind", Judge.kind, "Kind", ("endpoint", "checkpoint", "reward", "rule", "imported"))]
+    return Table("judges", columns, Judge, Judge.id, [Judge.project_id == member.project.id], filters)
+
+
+def verdicts_table(verdict_set: VerdictSet) -> Table:
+    """One set's verdicts with their pairs."""
+    a, b = aliased(Completion), aliased(Completion)
+    outcome = sa.func.coalesce(sa.cast(Verdict.outcome, sa.String), "unreadable")
+    columns = [
+        Column("pair_id", Verdict.pair_id, "Pair", "number", is_shown=False),
+        Column("position", Pair.position, "Pair", "number"),
+        Column("messages", Prompt.messages, "Prompt", "long"),
+        Column("outcome", outcome, "Verdict", "badge"),
+        Column("p_a", Verdict.p_a, "p(a)", "number", is_sortable=True),
+        Column("is_flip", sa.case((col(Verdict.is_flip), "yes"), else_="no"), "Flip"),
+        Column("need", Verdict.need, "Need", "number", is_sortable=True),
+        Column("reason", Verdict.reason, "Reason", "long"),
+        Column("a", a.text, "a", is_shown=False),
+        Column("b", b.text, "b", is_shown=False),
+    ]
+    source = (
+        sa.join(Verdict, Pair, col(Pair.id) == col(Verdict.pair_id))
+        .join(Prompt, col(Prompt.id) == col(Pair.prompt_id))
+        .join(a, col(a.id) == col(Pair.a_id))
+        .join(b, col(b.id) == col(Pair.b_id))
+    )
+    filters = [
+        Filter("outcome", outcome, "Verdict", OUTCOMES),
+        Filter("flip", sa.case((col(Verdict.is_flip), "yes"), else_="no"), "Flip", ("yes", "no")),
+    ]
+    where = [Verdict.verdict_set_id == verdict_set.id]
+    return Table(f"verdicts-{verdict_set.id}", columns, source, Verdict.id, where, filters, is_newest_first=False)
+
+
+def unreadable_reasons(session: Session, verdict_set: VerdictSet) -> list[tuple[str, int]]:
+    """Why verdicts are unreadable, the commonest first."""
+    if not verdict_set.n_null:
+        return []
+    n = sa.func.count()
+    reason = sa.func.substr(Verdict.reason, 1, 120)
+    query = (
+        sa.select(reason, n)
+        .where(col(Verdict.verdict_set_id) == verdict_set.id, col(Verdict.outcome).is_(None))
+        .group_by(reason)
+        .order_by(n.desc())
+        .limit(8)
+    )
+    return [(str(text), int(count)) for text, count in session.execute(query)]
+
+
+@dataclass(frozen=True)
+class OpinionShown:
+    """One opinion, with what was asked and answered where it was a call."""
+
+    opinion: Opinion
+    messages: list[dict[str, str]]
+    raw: str
+    call: Call | None
+
+
+@dataclass(frozen=True)
+class PairShown:
+    """One pair opened in place."""
+
+    pair: PairRow
+    verdict: Verdict
+    opinions: list[OpinionShown]
+
+
+def read_pair_shown(session: Session, verdict_set: VerdictSet, pair_id: int) -> PairShown:
+    """A pair with its verdict, opinions and raw answers; raises NotFound."""
+    verdict = session.exec(
+        select(Verdict).where(Verdict.verdict_set_id == verdict_set.id, Verdict.pair_id == pair_id)
+    ).first()
+    if verdict is None:
+        raise NotFound(f"Pair {pair_id} has no verdict in this set.")
+    (pair,) = read_pairs(session, [pair_id])
+    judge = get(session, Judge, verdict_set.judge_id)
+    guide = read_guide(session, verdict_set.constitution_id)
+    rows = session.exec(
+        select(Opinion, Call, CallText)
+        .outerjoin(Call, col(Call.id) == col(Opinion.call_id))
+        .outerjoin(CallText, col(CallText.call_id) == col(Opinion.call_id))
+        .where(Opinion.verdict_set_id == verdict_set.id, Opinion.pair_id == pair_id)
+        .order_by(col(Opinion.is_swapped))
+    ).all()
+    shown = []
+    for opinion, call, text in rows:
+        messages = text.request["body"]["messages"] if text else []
+        if judge.kind == "checkpoint":
+            messages = render_local_prompt(guide, pair.text, opinion.is_swapped)
+        shown.append(OpinionShown(opinion, messages, text.raw if text else "", call))
+    return PairShown(pair, verdict, shown)
+
+
+def project_row(session: Session, member: Member, kind: Any, key: int) -> Any:
+    """A row of this project; raises NotFound."""
+    row = get(session, kind, key)
+    if row.project_id != member.project.id:
+        raise NotFound(f"There is no {kind.__tablename__.replace('_', ' ')} {key}.")
+    return row
+
+
+def panel_of(session: Session, run: Run) -> VerdictSet | None:
+    """The verdict set a run is making."""
+    return session.exec(select(VerdictSet).where(VerdictSet.run_id == run.id)).first()
+
+
+def verdict_sets_of(session: Session, judge: Judge, n: int = 20) -> list[VerdictSet]:
+    """A judge's newest verdict sets."""
+    query = select(VerdictSet).where(VerdictSet.judge_id == judge.id, col(VerdictSet.archived_at).is_(None))
+    return list(session.exec(query.order_by(col(VerdictSet.id).desc()).limit(n)))
