@@ -26,7 +26,7 @@ def make_trainer(recipe: DpoRecipe, seed: int, start: Weights, preferences: Pref
         model=load_trainable(start, recipe.is_lora, recipe.lora_rank, recipe.dtype),
         ref_model=None if recipe.is_lora else load_full(start, recipe.dtype).requires_grad_(False),
         args=DPOConfig(
-            **offline_arguments(recipe, folder, seed, has_dev=bool(preferences.dev)),
+            **offline_arguments(recipe, folder, seed, start, has_dev=bool(preferences.dev)),
             beta=recipe.beta,
             loss_type=[recipe.loss, "sft"] if has_sft else [recipe.loss],
             loss_weights=[1.0, recipe.sft_weight] if has_sft else None,

@@ -43,7 +43,7 @@ def fit_reward(
     trainer = RewardTrainer(
         model=make_classifier(start, recipe, seed),
         args=RewardConfig(
-            **offline_arguments(recipe, folder, seed, has_dev=bool(preferences.dev)),
+            **offline_arguments(recipe, folder, seed, start, has_dev=bool(preferences.dev)),
             center_rewards_coefficient=recipe.center or None,
         ),
         train_dataset=as_dataset(preferences.train, tokenizer),

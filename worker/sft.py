@@ -26,7 +26,9 @@ def fit_sft(
     ]
     trainer = SFTTrainer(
         model=load_trainable(start, recipe.is_lora, recipe.lora_rank, recipe.dtype),
-        args=SFTConfig(**offline_arguments(recipe, folder, seed, has_dev=bool(rows[1])), completion_only_loss=True),
+        args=SFTConfig(
+            **offline_arguments(recipe, folder, seed, start, has_dev=bool(rows[1])), completion_only_loss=True
+        ),
         train_dataset=as_dataset(rows[0], tokenizer),
         eval_dataset=as_dataset(rows[1], tokenizer),
         processing_class=tokenizer,

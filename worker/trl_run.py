@@ -13,7 +13,7 @@ import transformers
 from transformers import PrinterCallback, TrainerCallback
 
 from app.training.recipes import OfflineRecipe, TrainingRecipe
-from worker.loading import device, render_prompt
+from worker.loading import Weights, context_of, device, render_prompt
 from worker.ppo import Watch
 from worker.saving import seal_folder, take_newest_whole
 
@@ -132,8 +132,8 @@ def quiet_arguments(recipe: TrainingRecipe, folder: Path, seed: int) -> dict[str
     }
 
 
-def offline_arguments(recipe: OfflineRecipe, folder: Path, seed: int, has_dev: bool) -> dict[str, Any]:
-    """Arguments of the trainers that read a snapshot."""
+def offline_arguments(recipe: OfflineRecipe, folder: Path, seed: int, start: Weights, has_dev: bool) -> dict[str, Any]:
+    """Arguments of the trainers that read a snapshot. No text is longer than the model was made for."""
     return {
         **quiet_arguments(recipe, folder, seed),
         "num_train_epochs": recipe.epochs,
@@ -142,7 +142,7 @@ def offline_arguments(recipe: OfflineRecipe, folder: Path, seed: int, has_dev: b
         "per_device_eval_batch_size": max(8, recipe.batch_size // recipe.accumulate),
         "gradient_accumulation_steps": recipe.accumulate,
         "lr_scheduler_type": recipe.schedule,
-        "max_length": recipe.max_length,
+        "max_length": min(recipe.max_length, context_of(start) or recipe.max_length),
         "eval_strategy": "steps" if has_dev else "no",
         "eval_steps": recipe.eval_every,
     }

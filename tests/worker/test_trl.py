@@ -162,19 +162,19 @@ def test_rule_reward_counts_format_and_answer_and_turns_some_round() -> None:
     assert rule_reward(0.0, 1)(["p"], [STRICT.format("x")], [None]) == [1.0]
 
 
+def share_even(prompts: list[Any], completions: list[Any], completion_ids: list[list[int]], **_: Any) -> list[float]:
+    return [sum(token % 2 == 0 for token in ids) / len(ids) for ids in completion_ids]
+
+
+def online_prompts(base: Weights) -> list[RlPrompt]:
+    tokenizer = load_tokenizer(base)
+    rows = [row["prompt"] for row in preferences(6).train]
+    return [RlPrompt(row, encode_prompt(tokenizer, render_prompt(tokenizer, row)), "Paris") for row in rows]
+
+
 @pytest.mark.parametrize("is_lora", [False, True])
 def test_grpo_begins_at_its_reference_and_changes_the_policy(base: Weights, tmp_path: Path, is_lora: bool) -> None:
-    tokenizer = load_tokenizer(base)
-    prompts = []
-    for row in preferences(6).train:
-        ids = encode_prompt(tokenizer, render_prompt(tokenizer, row["prompt"]))
-        prompts.append(RlPrompt(row["prompt"], ids, "Paris"))
-
-    def share_even(
-        prompts: list[Any], completions: list[Any], completion_ids: list[list[int]], **_: Any
-    ) -> list[float]:
-        return [sum(token % 2 == 0 for token in ids) / len(ids) for ids in completion_ids]
-
+    prompts = online_prompts(base)
     recipe = GrpoRecipe(
         **IDS, prompt_set=1, steps=6, prompts_per_step=2, group_size=8, max_new_tokens=12, lr=1e-2, is_lora=is_lora,
         sample_every=3, save_every=4,
@@ -189,3 +189,22 @@ def test_grpo_begins_at_its_reference_and_changes_the_policy(base: Weights, tmp_
     ids = torch.tensor([prompts[0].ids])
     with torch.no_grad():
         assert not torch.allclose(again(ids).logits, load_full(base)(ids).logits, atol=1e-3)
+
+
+def test_grpo_cancelled_and_resumed_is_bit_equal(base: Weights, tmp_path: Path) -> None:
+    prompts = online_prompts(base)
+    recipe = GrpoRecipe(
+        **IDS, prompt_set=1, steps=5, prompts_per_step=2, group_size=4, max_new_tokens=8, lr=1e-2, save_every=2
+    )
+
+    def run(folder: Path, stop_after: int | None) -> tuple[dict[str, torch.Tensor], Silent]:
+        watch = Silent(stop_after)
+        model = fit_grpo(recipe, 3, base, prompts, prompts[:2], share_even, folder, watch)[0]
+        return {name: tensor.clone() for name, tensor in model.state_dict().items()}, watch
+
+    whole, _ = run(tmp_path / "a", None)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "b", 3)
+    resumed, watch = run(tmp_path / "b", None)
+    assert watch.resumed == [2]
+    assert same(whole, resumed)
