@@ -59,19 +59,50 @@ def make_endpoint(
 ) -> Endpoint:  # fmt: skip
     """A new endpoint; raises Invalid. Nothing is sent to it yet."""
     origin = check_origin(origin, are_private_allowed=settings().private_endpoints)
-    name = name.strip() or f"{model} at {origin.partition('://')[2].partition('/')[0]}"
-    name = name[:120]
-    if session.exec(select(Endpoint).where(Endpoint.project_id == project_id, Endpoint.name == name)).first():
-        message = f"There is already an endpoint “{name}”: choose another name."
-        raise Invalid(message, {"name": [message]})
+    name = free_name(session, project_id, name, origin, model)
     row = Endpoint(
         project_id=project_id, name=name, origin=origin, model=model.strip(),
-        key_ciphertext=encrypt_key(key, origin) if key else None, key_last4=key[-4:] if len(key) >= 12 else "",
+        key_ciphertext=encrypt_key(key, origin) if key else None, key_last4=last4(key),
         usd_per_million_in=usd_per_million_in, usd_per_million_out=usd_per_million_out,
     )  # fmt: skip
     session.add(row)
     session.flush()
     return row
+
+
+def free_name(session: Session, project_id: int, name: str, origin: str, model: str, own_id: int = 0) -> str:
+    """The name asked for, or one made of model and host; raises Invalid when another endpoint has it."""
+    name = (name.strip() or f"{model} at {origin.partition('://')[2].partition('/')[0]}")[:120]
+    same = select(Endpoint).where(Endpoint.project_id == project_id, Endpoint.name == name, Endpoint.id != own_id)
+    if session.exec(same).first():
+        message = f"There is already an endpoint “{name}”: choose another name."
+        raise Invalid(message, {"name": [message]})
+    return name
+
+
+def last4(key: str) -> str:
+    """What is shown of a key: of a short one nothing."""
+    return key[-4:] if len(key) >= 12 else ""
+
+
+def change_endpoint(
+    session: Session, endpoint: Endpoint, *, origin: str, model: str, name: str, key: str, usd_per_million_in: float,
+    usd_per_million_out: float, is_key_dropped: bool = False,
+) -> None:  # fmt: skip
+    """Changes an endpoint; raises Invalid. A key belongs to one origin: it goes when the origin changes."""
+    origin = check_origin(origin, are_private_allowed=settings().private_endpoints)
+    is_moved = origin != endpoint.origin
+    endpoint.name = free_name(session, endpoint.project_id, name, origin, model, endpoint.id)
+    if is_moved or model.strip() != endpoint.model:
+        endpoint.mode = {}  # what was found out holds for what was asked
+    endpoint.origin, endpoint.model = origin, model.strip()
+    endpoint.usd_per_million_in, endpoint.usd_per_million_out = usd_per_million_in, usd_per_million_out
+    if key:
+        endpoint.key_ciphertext, endpoint.key_last4 = encrypt_key(key, origin), last4(key)
+    elif is_moved or is_key_dropped:
+        endpoint.key_ciphertext, endpoint.key_last4 = None, ""
+    session.add(endpoint)
+    session.flush()
 
 
 def target_of(endpoint: Endpoint) -> Target:
