@@ -22,6 +22,7 @@ ENOUGH_GB = 5.0
 
 
 def check_up(args: argparse.Namespace) -> int:
+    settings()  # wrong ones are an error of their own
     rows = []
     for name, look in LOOKS.items():
         try:

@@ -1,0 +1,203 @@
+"""The command line on an empty data folder: as a process of its own where that matters, else by its entry point."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.cli import main
+from app.cli.doctor import settings_page
+from app.cli.parser import build_parser
+from app.cli.runs import read_fields
+from app.cli.serve import read_seed_list
+from app.errors import Invalid
+from tests.servers import free_port
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def preflab(*words: str, code: int = 0, stdin: str = "") -> str:
+    """What the command prints; its exit code must be `code`. Errors come from standard error."""
+    out, errors = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(errors), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdin", io.StringIO(stdin))
+        try:
+            ended = main(words)
+        except SystemExit as error:  # argparse's way to end
+            ended = int(error.code or 0)
+    assert ended == code, f"{words}: exit code {ended}\n{out.getvalue()}\n{errors.getvalue()}"
+    return errors.getvalue() if code else out.getvalue()
+
+
+def preflab_process(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """The command as a process, with the environment of this test."""
+    command = [sys.executable, "-m", "app.cli", *words]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=170, env=env)
+
+
+def as_json(*words: str) -> Any:
+    return json.loads(preflab(*words, "--json"))
+
+
+@pytest.fixture
+def project(sqlite_database: str) -> None:
+    """An account and a project, made by the commands."""
+    preflab("user", "add", "ada")
+    preflab("project", "add", "demo", "--owner", "ada", "--name", "Demo")
+
+
+def test_an_empty_folder_is_told_step_by_step_what_to_do(data_dir: Path) -> None:
+    refused = preflab_process("runs", "list")
+    assert (refused.returncode, refused.stdout) == (1, "") and refused.stderr.count("\n") == 1
+    assert "run `preflab db upgrade`" in refused.stderr
+    assert "up to date" in preflab_process("db", "upgrade").stdout
+    assert "preflab project add SLUG --owner NAME" in preflab("runs", "list", code=1)
+    assert "preflab user add ada" in preflab("project", "add", "demo", "--owner", "ada", code=1)
+    assert "http://127.0.0.1:8123/login/" in preflab("user", "add", "ada")
+    preflab("project", "add", "demo", "--owner", "ada")
+    assert "preflab runs launch KIND" in preflab("runs", "list")
+    assert "preflab import checkpoint SOURCE" in preflab("checkpoints")
+    assert "preflab experiment run demo" in preflab("experiment", "list")
+    for words in (["runs", "list"], ["checkpoints"], ["experiment", "list"]):
+        assert as_json(*words) == []
+
+
+def test_accounts_projects_and_tokens(project: None) -> None:
+    preflab("user", "add", "bob", "--password-stdin", stdin="correct horse\n")
+    assert "already an account" in preflab("user", "add", "bob", code=1)
+    assert "at least 10 characters" in preflab("user", "add", "eve", "--password-stdin", code=1, stdin="short\n")
+    assert "bob is grader of demo" in preflab("user", "role", "bob", "grader")
+    rows = {(row["name"], row["project"], row["role"]) for row in as_json("user", "list")}
+    assert rows == {("ada", "demo", "owner"), ("bob", "demo", "grader")}
+    assert as_json("user", "link", "bob")["login_url"].startswith("http://127.0.0.1:8123/login/")
+    token = as_json("token", "add", "ada", "--label", "script")["token"]
+    assert token.startswith("pl_") and token not in preflab("token", "list")
+    assert [row["label"] for row in as_json("token", "list", "ada")] == ["script"]
+    preflab("token", "revoke", str(as_json("token", "list")[0]["id"]))
+    assert as_json("token", "list") == []
+    preflab("project", "add", "second", "--owner", "ada")
+    assert "say which with --project" in preflab("runs", "list", code=1)
+    assert as_json("runs", "list", "--project", "second") == []
+    assert "Projects: demo, second" in preflab("runs", "list", "--project", "third", code=1)
+
+
+def test_runs_are_launched_shown_cancelled_and_resumed(project: None, tmp_path: Path) -> None:
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "Why?"}\n')
+    path = str(tmp_path / "prompts.jsonl")
+    run = as_json("import", "prompts", path, "--set", "dev_share=0", "--set", "ood_categories=[a, b]")
+    assert (run["kind"], run["status"]) == ("import_prompts", "queued")
+    assert (run["recipe"]["path"], run["recipe"]["ood_categories"]) == (path, ["a", "b"])
+    assert "preflab up" in preflab("runs", "launch", "import_prompts", "--set", "shipped=demo")
+    assert "dev_share" in preflab("import", "prompts", path, "--set", "dev_share=2", code=1)
+    assert "There is no file" in preflab("import", "prompts", str(tmp_path / "absent"), code=1)
+    assert "no kind of run called" in preflab("runs", "launch", "nonsense", code=1)
+    assert "stays queued" in preflab("runs", "launch", "import_prompts", "--set", "shipped=demo", "--wait", code=1)
+    assert [row["id"] for row in as_json("runs", "list")] == [3, 2, 1]
+    assert as_json("runs", "cancel", "1")["status"] == "cancelled"
+    assert "already cancelled" in preflab("runs", "cancel", "1", code=1)
+    assert as_json("runs", "resume", "1")["status"] == "queued"
+    assert "kind: import_prompts" in preflab("runs", "show", "1")
+    assert "There is no run 99" in preflab("runs", "show", "99", code=1)
+
+
+def test_an_experiment_runs_with_services_of_its_own(
+    project: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFLAB_PORT", str(free_port()))
+    (tmp_path / "prompts.jsonl").write_text("".join(f'{{"prompt": "Why {i}?"}}\n' for i in range(5)))
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "name: Mine\nvariables: {folder: f}\nsteps:\n"
+        '  - {name: first, shared: true, recipe: {kind: import_prompts, path: "{folder}/prompts.jsonl"}}\n'
+        "  - {name: second, needs: [first], recipe: {kind: import_prompts, shipped: demo}}\n"
+        '  - {name: lost, recipe: {kind: import_prompts, path: "{folder}/absent.jsonl"}}\n'
+        "  - {name: last, needs: [lost], recipe: {kind: new_judge, judge_kind: rule}}\n"
+    )
+    assert "needs the variable folder" in preflab("experiment", "run", str(file), code=1)
+    given = ["experiment", "run", str(file), "--set", f"folder={tmp_path}", "--seeds", "7"]
+    done = preflab_process(*given, cwd=tmp_path)
+    assert done.returncode == 1, done.stderr  # two of four steps cannot be done
+    for said in (
+        "first: done in",
+        "second, seed 7: done in",
+        "absent.jsonl",
+        "last, seed 7: skipped",
+        "failed; 2 of 4",
+    ):
+        assert said in done.stdout, done.stdout
+    shown = as_json("experiment", "show", "1")
+    assert [(s["name"], s["status"]) for s in shown["steps"]] == [
+        ("first", "done"), ("second", "done"), ("lost", "failed"), ("last", "skipped"),
+    ]  # fmt: skip
+    assert as_json("experiment", "list")[0]["variables"] == {"folder": str(tmp_path)}
+    (tmp_path / "absent.jsonl").write_text('{"prompt": "Found?"}\n')
+    assert as_json("experiment", "retry", "1")["status"] == "running"
+    assert as_json("experiment", "cancel", "1")["status"] == "cancelled"
+
+
+def test_the_doctor_names_what_is_wrong(sqlite_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "BAD" not in preflab("doctor")
+    assert {row["part"] for row in as_json("doctor")} == {"versions", "disk", "database", "broker", "workers", "gpu"}
+    monkeypatch.setenv("PREFLAB_BROKER_URL", f"redis://:secret@127.0.0.1:{free_port()}/0")
+    done = preflab_process("doctor")
+    assert done.returncode == 1 and "BAD  broker" in done.stdout and "secret" not in done.stdout
+    monkeypatch.setenv("PREFLAB_DATABSE_URL", "x")
+    assert "PREFLAB_DATABSE_URL: is no setting" in preflab_process("doctor").stderr
+
+
+@pytest.mark.parametrize("words", [["nonsense"], ["runs"], ["runs", "show", "one"], ["user", "role", "ada", "king"]])
+def test_a_wrong_command_line_ends_with_2(sqlite_database: str, words: list[str]) -> None:
+    assert "usage: preflab" in preflab(*words, code=2)
+
+
+def test_every_command_explains_itself() -> None:
+    def walk(parser: Any, path: tuple[str, ...]) -> list[tuple[str, ...]]:
+        found = []
+        for action in parser._actions:
+            if action.nargs == "A..." and action.choices:
+                for name, one in action.choices.items():
+                    assert one.description, (*path, name)
+                    found += [(*path, name), *walk(one, (*path, name))]
+        return found
+
+    commands = {" ".join(path) for path in walk(build_parser(), ())}
+    wanted = {
+        "up", "demo", "experiment run", "import prompts", "runs list", "runs show", "runs cancel", "runs resume",
+        "checkpoints", "report", "user add", "project add", "token add", "worker", "db upgrade", "doctor",
+    }  # fmt: skip
+    assert wanted <= commands
+
+
+def test_recipes_and_settings_can_be_read(sqlite_database: str) -> None:
+    assert "kl_coef" in preflab("recipes", "ppo") and "demo_base" in preflab("recipes")
+    assert "PREFLAB_PORT" in preflab("settings")
+
+
+def test_the_configuration_page_is_what_the_settings_say() -> None:
+    assert (ROOT / "docs" / "configuration.md").read_text() == settings_page(), (
+        "write it anew: preflab settings --markdown > docs/configuration.md"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "is_count", "seeds"),
+    [("3", True, [1, 2, 3]), ("11,12", True, [11, 12]), ("7,", True, [7]), ("3", False, [3]), ("", False, [])],
+)
+def test_seeds_on_the_command_line(text: str, is_count: bool, seeds: list[int]) -> None:
+    assert read_seed_list(text, is_count=is_count) == seeds
+
+
+def test_wrong_seeds_and_fields_are_refused() -> None:
+    for text in ("x", "0", "101"):
+        with pytest.raises(Invalid):
+            read_seed_list(text, is_count=True)
+    with pytest.raises(Invalid, match="no FIELD=VALUE"):
+        read_fields(["lr"])
+    assert read_fields(["a.b=1", "a.c=", "d=[x, y]"]) == {"a": {"b": "1", "c": None}, "d": ["x", "y"]}
