@@ -64,7 +64,8 @@ def show_arm(request: Request, member: Viewer, session: Db, arm_id: int) -> Resp
     arm: Arm = project_row(session, member, Arm, arm_id)
     return html(
         request, "checkpoints/arm.html", title=arm.name, arm=arm,
-        n_completions=count_rows(session, "completion", arm_id=arm.id), n_scores=count_rows(session, "score", arm_id=arm.id),
+        n_completions=count_rows(session, "completion", arm_id=arm.id),
+        n_scores=count_rows(session, "score", arm_id=arm.id),
         checkpoint=get(session, Checkpoint, arm.checkpoint_id) if arm.checkpoint_id else None,
         endpoint=get(session, Endpoint, arm.endpoint_id) if arm.endpoint_id else None,
     )  # fmt: skip

@@ -25,7 +25,9 @@ PAGES = {
     "snapshot": "train/snapshots", "checkpoint": "checkpoints", "endpoint": "checkpoints/endpoints",
     "constitution": "constitutions", "grading": "grade", "arm": "checkpoints/arms", "benchmark": "benchmarks",
 }  # fmt: skip
-PANELS = {"generate", "judge", "sft", "reward", "dpo", "ppo", "grpo", "benchmark", "grading"}
+PANELS = {
+    "import_prompts", "import_pairs", "generate", "judge", "sft", "reward", "dpo", "ppo", "grpo", "benchmark", "grading",
+}  # fmt: skip
 
 
 def project_run(session: Session, member: Member, run_id: int) -> Run:
