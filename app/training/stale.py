@@ -71,15 +71,15 @@ def stale_rows(session: Session, project_id: int) -> dict[str, dict[int, int]]:
     while fresh:
         made: dict[tuple[str, int], int] = {}
         for (noun, key), n in fresh.items():
-            reads = select(RunIo.run_id).where(RunIo.noun == noun, RunIo.ref_id == key, col(RunIo.is_output).is_(False))
-            made_by = sa.select(col(RunIo.run_id), col(RunIo.ref_id)).where(
-                col(RunIo.run_id).in_(reads), col(RunIo.is_output).is_(True), col(RunIo.noun) == "checkpoint"
-            )
-            for run_id, checkpoint in session.execute(made_by):
+            reads = select(RunIo.run_id).where(RunIo.noun == noun, RunIo.ref_id == key, ~col(RunIo.is_output))
+            for run_id in session.exec(reads.distinct()).all():
                 found["run"][run_id] = max(n, found["run"].get(run_id, 0))
+            checkpoints = select(RunIo.ref_id).where(
+                col(RunIo.run_id).in_(reads), col(RunIo.is_output), RunIo.noun == "checkpoint"
+            )
+            for checkpoint in session.exec(checkpoints).all():
                 if found["checkpoint"].get(checkpoint, 0) < n:
-                    found["checkpoint"][checkpoint] = n
-                    made["checkpoint", checkpoint] = n
+                    found["checkpoint"][checkpoint] = made["checkpoint", checkpoint] = n
         fresh = made
     return found
 
