@@ -1,5 +1,6 @@
 """Between a checkpoint's row and its files: what to load for a row, and the row for what a run has written."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,12 +37,14 @@ def store_checkpoint(
 ) -> int:
     """Writes what `write` puts into a folder, and its row; returns the row's id.
 
-    An attempt that died between the two is made good: the folder is written again and its row is found.
+    An attempt that died between the two is made good: the next one writes again, and finds the row if there is one.
     """
     with job.read() as session:
         base_id = _base_of(session, start) if is_adapter and start is not None else None
         base_sha256 = get(session, Checkpoint, base_id).manifest_sha256 if base_id is not None else ""
-    target = settings().folder("checkpoints") / f"run-{job.run_id}-{role}"
+    # An attempt writes into a folder of its own: one that was taken over can change nothing that a row points to.
+    mark = f"run-{job.run_id}-{role}"
+    target = settings().folder("checkpoints") / f"{mark}-{job.attempt}"
     known = {"method": method, "role": role, "base_sha256": base_sha256, "run": job.run_id, "step": step}
     _, manifest_sha256 = save_folder(target, write, known)
     with job.write() as session:
@@ -60,7 +63,11 @@ def store_checkpoint(
         session.add(row)
         session.flush()
         job.made(session, "checkpoint", row.id, manifest_sha256)
-        return row.id
+        checkpoint_id = row.id
+    for earlier in target.parent.glob(f"{mark}-*"):
+        if earlier != target:
+            shutil.rmtree(earlier, ignore_errors=True)
+    return checkpoint_id
 
 
 def store_trained(

@@ -57,7 +57,7 @@ def save_folder(
     Returns the folder and its manifest's sha256. A whole `target` from an earlier attempt is replaced.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    pending = target.with_name(f".{target.name}.partial")
+    pending = target.with_name(f".{target.name}.{os.getpid()}.partial")  # no other process writes into it
     shutil.rmtree(pending, ignore_errors=True)
     pending.mkdir()
     write(pending)

@@ -20,7 +20,15 @@ from worker.rl_prompts import RlPrompt
 from worker.saving import save_folder, write_model
 from worker.sft import fit_sft
 
-OFFLINE: dict[str, Any] = {"start": 1, "snapshot": 1, "lr": 1e-3, "batch_size": 4, "max_steps": 2, "save_every": 1}
+OFFLINE: dict[str, Any] = {
+    "start": 1,
+    "snapshot": 1,
+    "lr": 1e-3,
+    "batch_size": 4,
+    "max_steps": 2,
+    "save_every": 1,
+    "max_length": 256,
+}
 
 
 @pytest.fixture
@@ -30,15 +38,15 @@ def stories(shared_data: Path) -> Weights:
 
 @pytest.fixture
 def safer(shared_data: Path) -> Preferences:
-    """The safer of two answers, PKU-SafeRLHF's own label; answers are cut by the 512 tokens of context."""
+    """The safer of two answers, PKU-SafeRLHF's own label; long ones are cut."""
     rows = json.loads((shared_data / "pku_saferlhf" / "pku_saferlhf_32.json").read_text(encoding="utf-8"))
     found = []
-    for row in rows[:16]:
+    for row in rows[:12]:
         chosen = int(row["safer_response_id"])
         sides = {"chosen": row[f"response_{chosen}"], "rejected": row[f"response_{1 - chosen}"]}
         messages = {name: [{"role": "assistant", "content": text}] for name, text in sides.items()}
         found.append({"prompt": [{"role": "user", "content": row["prompt"]}], **messages})
-    return Preferences(found[:12], found[12:])
+    return Preferences(found[:8], found[8:])
 
 
 @pytest.mark.parametrize("is_lora", [False, True])
