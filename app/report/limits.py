@@ -1,0 +1,98 @@
+"""What the report's numbers do not say, found from the rows rather than remembered by somebody."""
+
+from sqlmodel import Session
+
+from app.db import get
+from app.judging.models import VerdictSet
+from app.report.arms import Material, ReportArm
+from app.report.people import AuditLine, GradingLine
+from app.report.results import BenchmarkResults
+from app.report.signals import training_judges
+
+
+def find_limits(
+    session: Session, material: Material, arms: list[ReportArm], results: list[BenchmarkResults],
+    gradings: list[GradingLine], audits: list[AuditLine],
+) -> list[str]:  # fmt: skip
+    """Sentences, the gravest first."""
+    return [
+        *_state(material),
+        *_people(gradings, audits),
+        *_seeds(material, arms),
+        *_judges(session, material),
+        *_items(results),
+        "Intervals are over prompts: they say how far other prompts of this kind would move a number, not other kinds.",
+    ]
+
+
+def _state(material: Material) -> list[str]:
+    said = []
+    experiment = material.experiment
+    waiting = [step.name for step in material.steps if step.status in {"waiting", "launched"}]
+    lost = [step.name for step in material.steps if step.status in {"failed", "skipped"}]
+    if waiting:
+        said.append(f"The experiment is not over: {len(waiting)} of {len(material.steps)} steps have not ended.")
+    if lost:
+        names = ", ".join(dict.fromkeys(lost))
+        said.append(f"These steps failed or were skipped, and nothing here stands for them: {names}.")
+    if experiment.scale != "full":
+        said.append(f"Run at the scale “{experiment.scale}”, which is smaller than the study the file describes.")
+    reused = sum(step.is_reused for step in material.steps)
+    if reused:
+        said.append(f"{reused} steps reuse runs of an earlier experiment with the same recipe.")
+    return said
+
+
+def _people(gradings: list[GradingLine], audits: list[AuditLine]) -> list[str]:
+    said = [
+        f"{line.agreement.n_audited} of {line.agreement.n_pairs} pairs audited: how far the judge “{line.judge.name}” "
+        f"agrees with people is known {'roughly' if line.agreement.n_audited else 'not at all'}."
+        for line in audits
+        if line.agreement.n_audited < line.agreement.n_pairs
+    ]
+    for grade in gradings:
+        if grade.results is None:
+            state = "sealed" if grade.is_open else "closed without grades"
+            said.append(f"{grade.n_graded} of {grade.grading.planned_n} graded by people ({state}): no blind win rate.")
+    if not audits:
+        said.append("No audit was drawn: nothing says how far the judge agrees with people.")
+    if not gradings:
+        said.append("No blind grading was prepared: no person compared these arms.")
+    return list(dict.fromkeys(said))
+
+
+def _seeds(material: Material, arms: list[ReportArm]) -> list[str]:
+    n = len(material.experiment.seeds)
+    if n <= 1:
+        return ["One seed: every difference is about this checkpoint, and another run of the method may differ."]
+    shared = [arm.name for arm in arms if arm.seed == 0]
+    also = f" {', '.join(shared)} is the same checkpoint for all of them." if shared else ""
+    return [f"{n} seeds: the spread over them is shown and is a rough one.{also}"]
+
+
+def _judges(session: Session, material: Material) -> list[str]:
+    said = [
+        f"The judge “{judge.name}” reads gold answers, which no judge of open questions can."
+        for judge in training_judges(session, material)
+        if judge.is_oracle
+    ]
+    for step in material.of_kind("judge"):
+        key = material.made(step, "verdict_set")
+        verdicts = get(session, VerdictSet, key) if key is not None else None
+        if verdicts and verdicts.n and verdicts.n_null / verdicts.n > 0.05:
+            said.append(f"{verdicts.n_null / verdicts.n:.0%} of the verdicts “{verdicts.name}” could not be read.")
+    return list(dict.fromkeys(said))
+
+
+def _items(results: list[BenchmarkResults]) -> list[str]:
+    said = []
+    for one in results:
+        share = max((c.level.truncated_share for m in one.metrics for c in m.cells.values()), default=0.0)
+        if share > 0:
+            said.append(
+                f"{one.title}: up to {share:.0%} of the items are cut from the left to fit the model's context."
+            )
+        limit = one.benchmark.settings.get("limit")
+        if limit:
+            said.append(f"{one.title}: only the first {limit} items (of each subject, where it has some).")
+    return said

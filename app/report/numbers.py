@@ -1,0 +1,113 @@
+"""Every number of a report as JSON."""
+
+from dataclasses import asdict
+from typing import Any
+
+from app.report.arms import ReportArm
+from app.report.people import AuditLine, GradingLine
+from app.report.report import Report
+from app.report.results import BenchmarkResults, MetricResults, as_number_row
+
+NAMED = {"id", "name", "question", "sha256", "scale", "seeds", "status"}
+
+
+def report_as_json(report: Report) -> dict[str, Any]:
+    """Every number of the report."""
+    experiment = report.experiment
+    return {
+        "experiment": {
+            **experiment.model_dump(
+                mode="json", include={"id", "name", "question", "sha256", "scale", "seeds", "status"}
+            ),
+            "about": report.subject,
+        },
+        "methods": report.methods,
+        "arms": [_arm_as_json(arm) for arm in report.arms],
+        "budget": report.budget,
+        "versions": report.versions,
+        "devices": report.devices,
+        "results": [as_number_row(row) for row in report.rows],
+        "benchmarks": [_benchmark_as_json(one) for one in report.results],
+        "headline": [[one.benchmark.name, one.metric] for one in report.headline],
+        "gradings": [_grading_as_json(line) for line in report.gradings],
+        "audits": [_audit_as_json(line) for line in report.audits],
+        "curves": [asdict(drawing) for drawing in report.drawings],
+        "rewards": report.rewards and asdict(report.rewards),
+        "examples": [
+            {"prompt": one.prompt, "reference": one.reference, "said": {said.arm.name: said.text for said in one.said}}
+            for one in report.examples
+        ],
+        "limits": report.limits,
+    }
+
+
+def _arm_as_json(arm: ReportArm) -> dict[str, Any]:
+    return {
+        "name": arm.name, "method": arm.method, "seed": arm.seed, "checkpoint": arm.checkpoint.id,
+        "sha256": arm.checkpoint.manifest_sha256, "run": arm.run and arm.run.id, "recipe": arm.run and arm.run.recipe,
+        "start": arm.start, "reference": arm.reference, "trained_on": arm.data, "own_cost": dict(arm.own_cost),
+        "whole_cost": dict(arm.whole_cost),
+    }  # fmt: skip
+
+
+def _benchmark_as_json(one: BenchmarkResults) -> dict[str, Any]:
+    return {
+        "name": one.benchmark.name, "version": one.benchmark.version, "settings": one.benchmark.settings,
+        "metrics": [
+            {
+                "metric": metric.metric, "chance": metric.chance, "training_signal": metric.signal,
+                "scores": [
+                    {
+                        "arm": arm, "seed": seed, "run": cell.run_id, **cell.level.as_row(),
+                        "difference": cell.difference and asdict(cell.difference),
+                    }
+                    for (arm, seed), cell in metric.cells.items()
+                ],
+                "over_seeds": _over_seeds(metric),
+            }
+            for metric in one.metrics
+        ],
+    }  # fmt: skip
+
+
+def _over_seeds(metric: MetricResults) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for arm in dict.fromkeys(name for name, _ in metric.cells):
+        spreads = {of: metric.spread(arm, of) for of in ("level", "difference")}
+        found[arm] = {of: spread and asdict(spread) for of, spread in spreads.items()}
+    return found
+
+
+def _grading_as_json(line: GradingLine) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "name": line.grading.name, "seed": line.seed, "is_sealed": line.is_open, "n_planned": line.grading.planned_n,
+        "n_graded": line.n_graded,
+    }  # fmt: skip
+    if line.results:
+        results = line.results
+        found |= {
+            "is_simulated": results.is_simulated,
+            "compared": [{"arm": c.arm.name, "against": c.against.name, **asdict(c.wins)} for c in results.compared],
+            "graded": [
+                {"arm": g.arm.name, "alignment": g.alignment and asdict(g.alignment),
+                 "correct": g.correct and asdict(g.correct)}
+                for g in results.graded
+            ],
+            "guess": results.guess and asdict(results.guess),
+        }  # fmt: skip
+    return found
+
+
+def _audit_as_json(line: AuditLine) -> dict[str, Any]:
+    found = line.agreement
+    return {
+        "queue": found.queue.id,
+        "judge": line.judge.name,
+        "seed": line.seed,
+        "n_pairs": found.n_pairs,
+        "n_audited": found.n_audited,
+        "is_simulated": found.is_simulated,
+        "agreement": found.lines and asdict(found.lines),
+        "kappa": found.kappa and asdict(found.kappa),
+        "people_alpha": found.people_alpha and asdict(found.people_alpha),
+    }

@@ -1,0 +1,105 @@
+"""The report of an experiment: rows → figures → one page, and the same numbers as JSON."""
+
+from dataclasses import dataclass
+
+from sqlmodel import Session, col, select
+
+from app.experiments.models import Experiment
+from app.judging.models import Judge
+from app.report.arms import Material, ReportArm, read_arms, read_material, sum_costs
+from app.report.examples import Example, Rewards, read_examples, read_rewards
+from app.report.limits import find_limits
+from app.report.lines import Drawing, read_drawings
+from app.report.methods import describe
+from app.report.people import AuditLine, GradingLine, read_audits, read_gradings
+from app.report.results import (
+    BenchmarkResults,
+    MetricResults,
+    ResultRow,
+    read_results,
+    result_rows,
+    table_columns,
+)
+from app.report.signals import training_judges
+from app.runs.models import Run, Worker
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything the page prints."""
+
+    experiment: Experiment
+    material: Material
+    arms: list[ReportArm]
+    others: list[ReportArm]  # scored checkpoints without an arm's name
+    methods: list[str]
+    judges: list[Judge]  # whose labels were trained on
+    results: list[BenchmarkResults]
+    columns: list[tuple[str, MetricResults]]
+    rows: list[ResultRow]
+    headline: list[MetricResults]
+    drawings: list[Drawing]
+    rewards: Rewards | None
+    examples: list[Example]
+    examples_from: str
+    gradings: list[GradingLine]
+    audits: list[AuditLine]
+    budget: dict[str, float]
+    versions: dict[str, list[str]]
+    devices: list[str]
+    limits: list[str]
+
+    @property
+    def subject(self) -> str:
+        """What a difference is about."""
+        return "this method" if len(self.experiment.seeds) > 1 else "this checkpoint"
+
+    @property
+    def arm_names(self) -> list[str]:
+        """Arms in the file's order."""
+        return list(dict.fromkeys(arm.name for arm in self.arms))
+
+    @property
+    def methods_of(self) -> dict[str, str]:
+        """arm → method, which is its colour."""
+        return {arm.name: arm.method for arm in [*self.others, *self.arms]}
+
+
+def read_report(session: Session, experiment: Experiment) -> Report:
+    """Reads a report from the rows as they are now."""
+    material = read_material(session, experiment)
+    arms = read_arms(session, material)
+    results, others = read_results(session, material, arms)
+    columns = table_columns(results)
+    examples, examples_from = read_examples(session, material, results, arms)
+    gradings, audits = read_gradings(session, material), read_audits(session, material)
+    own = [material.runs[step.run_id] for step in material.steps if step.run_id in material.runs]
+    return Report(
+        experiment=experiment, material=material, arms=arms, others=others, methods=describe(session, material),
+        judges=training_judges(session, material), results=results, columns=columns, rows=result_rows(arms, columns),
+        headline=pick_headline(results), drawings=read_drawings(session, material),
+        rewards=read_rewards(session, material, results, arms), examples=examples, examples_from=examples_from,
+        gradings=gradings, audits=audits, budget=sum_costs(list({run.id: run for run in own}.values())),
+        versions=_versions(own), devices=_devices(session, own),
+        limits=find_limits(session, material, arms, results, gradings, audits),
+    )  # fmt: skip
+
+
+def pick_headline(results: list[BenchmarkResults]) -> list[MetricResults]:
+    """The main metric of each benchmark, unless the training signal made it: such a score is never the headline."""
+    return [one.metrics[0] for one in results if one.metrics and not one.metrics[0].signal]
+
+
+def _versions(runs: list[Run]) -> dict[str, list[str]]:
+    """package → the versions the runs had (one, if all went well)."""
+    found: dict[str, set[str]] = {}
+    for run in runs:
+        for name, version in {"PrefLab": run.code_version, **run.packages}.items():
+            found.setdefault(name, set()).add(version)
+    return {name: sorted(versions) for name, versions in found.items()}
+
+
+def _devices(session: Session, runs: list[Run]) -> list[str]:
+    names = {run.worker for run in runs if run.worker}
+    found = session.exec(select(Worker.device).where(col(Worker.name).in_(names)).distinct()).all()
+    return sorted(device for device in found if device)

@@ -1,0 +1,54 @@
+"""Which scores say no more than that training worked: those by the judge, rule or reward model that made the signal."""
+
+from typing import Any
+
+from sqlmodel import Session, col, select
+
+from app.judging.models import Judge, VerdictSet
+from app.report.arms import Material
+from app.training.models import Snapshot
+
+TRAINERS = {"sft", "reward", "dpo", "ppo", "grpo"}
+
+
+def training_judges(session: Session, material: Material) -> list[Judge]:
+    """The judges whose verdicts were trained on."""
+    keys = {
+        key for step in material.steps for noun, key in material.reads.get(step.run_id or 0, [])
+        if noun == "snapshot" and step.recipe.get("kind") in TRAINERS
+    }  # fmt: skip
+    if not keys:
+        return []
+    wanted = (
+        select(Judge).join(VerdictSet, col(VerdictSet.judge_id) == col(Judge.id))
+        .join(Snapshot, col(Snapshot.verdict_set_id) == col(VerdictSet.id))
+        .where(col(Snapshot.id).in_(keys)).distinct().order_by(col(Judge.id))
+    )  # fmt: skip
+    return list(session.exec(wanted))
+
+
+def training_signals(session: Session, material: Material) -> dict[tuple[str, str], str]:
+    """(benchmark, metric) → why its score is the training signal itself."""
+    found: dict[tuple[str, str], str] = {}
+    for judge in training_judges(session, material):
+        if judge.kind == "rule":
+            _add_rule(found, judge.settings, f"the judge “{judge.name}” rewards it")
+        elif judge.kind == "imported":
+            said = judge.name.casefold()
+            for label in ("safer", "better"):
+                if label in said:
+                    for by in ("reward", "implicit"):
+                        found["pku_saferlhf", f"{label}_{by}"] = f"“{judge.name}” labels were trained on"
+        else:
+            found["pku_saferlhf", "judged_safe"] = f"the judge “{judge.name}” made the labels"
+    for step in material.of_kind("grpo"):
+        if step.recipe.get("reward_by", "rule") == "rule":
+            _add_rule(found, {"format_weight": 2.0, "answer_weight": 1.0}, "the rule rewards it in GRPO")
+    return found
+
+
+def _add_rule(found: dict[tuple[str, str], str], settings: dict[str, Any], why: str) -> None:
+    for name, metric in (("format_weight", "format"), ("answer_weight", "accuracy")):
+        if settings.get(name, 0):
+            for one in (metric, f"{metric}_greedy"):
+                found.setdefault(("strict_format", one), why)
