@@ -10,7 +10,10 @@ from app.runs.recipe import Recipe, points_to
 
 
 class JudgeRecipe(Recipe):
-    """Every pair gets opinions from the judge, and from them a verdict. The queue depends on the judge's kind."""
+    """Every pair gets opinions from the judge, and from them a verdict.
+
+    The queue depends on the judge's kind: only local models need the GPU's.
+    """
 
     kind: ClassVar[str] = "judge"
     queue: ClassVar[str] = "gpu"
