@@ -93,11 +93,15 @@ def recipe_form(
         one.required = info.is_required() and not is_optional
         _set_control(one, kind, extra, info.metadata)
         if extra.get("noun"):
-            one.kind = "multi" if get_origin(kind) is list else "select"
+            one.kind = "multi" if one.kind == "multi" else "select"
             where = extra.get("where")
             one.choices = _rows_called(
                 session, str(extra["noun"]), project_id, where if isinstance(where, dict) else {}
             )
+            listed = {key for key, _ in one.choices}
+            chosen = [str(v) for v in (value if isinstance(value, list) else [value]) if v]
+            # without this a browser would quietly choose another row for one that is archived or far down
+            one.choices += [(key, f"#{key} (no longer listed)") for key in chosen if key not in listed]
         fields.append(one)
     return fields
 
@@ -113,6 +117,7 @@ def _bare(annotation: Any) -> tuple[Any, bool]:
 def _set_control(one: FormField, kind: Any, extra: Mapping[str, Any], limits: list[Any]) -> None:
     if kind is bool:
         one.kind, one.required = "checkbox", False
+        one.value = str(one.value).lower() in {"true", "1", "on", "yes"}  # a form sent back says "false" in words
     elif kind in {int, float}:
         one.kind, one.step = "number", 1 if kind is int else "any"
         for limit in limits:
@@ -126,11 +131,13 @@ def _set_control(one: FormField, kind: Any, extra: Mapping[str, Any], limits: li
         one.required = "" not in get_args(kind)
         one.choices = [c for c in one.choices if c[0]]
     elif get_origin(kind) is list:
-        inner = get_args(kind)[0]
-        if get_origin(inner) is Literal:
+        inner, one.value = get_args(kind)[0], one.value or []
+        if extra.get("noun"):
+            one.kind = "multi"
+        elif get_origin(inner) is Literal:
             one.kind, one.choices = "multi", [(str(v), str(v)) for v in get_args(inner)]
         else:
-            one.kind, one.value = "textarea", "\n".join(str(v) for v in one.value or [])
+            one.kind, one.value = "textarea", "\n".join(str(v) for v in one.value)
             one.help = (one.help + " One a line.").strip()
     elif extra.get("rows"):
         one.kind, one.rows = "textarea", int(extra["rows"])
@@ -149,7 +156,8 @@ def _rows_called(session: Session, noun: str, project_id: int, where: Mapping[st
 
 
 def read_form(recipe: type[BaseModel], form: FormData, prefix: str = "") -> dict[str, Any]:
-    """A posted form as nested values for `recipe`. An empty control means the default; unknown names are ignored."""
+    """A posted form as nested values for `recipe`. An empty control means the default, or nothing where several may be
+    chosen; unknown names are ignored."""
     values: dict[str, Any] = {}
     for name, info in recipe.model_fields.items():
         kind, _ = _bare(info.annotation)
@@ -161,7 +169,7 @@ def read_form(recipe: type[BaseModel], form: FormData, prefix: str = "") -> dict
         if get_origin(kind) is list:
             if get_origin(get_args(kind)[0]) is None and get_args(kind)[0] is str:
                 given = [line.strip() for v in given for line in v.splitlines() if line.strip()]
-            if given:
+            if given or dotted in form:  # a hidden empty value comes before a list to choose from
                 values[name] = given
         elif given:
             values[name] = given[-1]  # a checkbox's hidden "false" comes first

@@ -5,6 +5,7 @@ from typing import Any
 from fastapi import APIRouter, Body, Request
 from fastapi.responses import RedirectResponse, Response
 from sqlmodel import Session
+from starlette.datastructures import FormData, UploadFile
 
 from app.accounts.access import SignedIn
 from app.db import Db, get
@@ -13,7 +14,7 @@ from app.html import FormValues, html, read_form, recipe_form
 from app.projects.access import Member, Researcher
 from app.recipes import RECIPES, read_recipe, recipe_class
 from app.runs.models import Run
-from app.runs.queue import launch, new_form_key
+from app.runs.queue import NoRow, launch, new_form_key
 from app.runs.routes import run_as_json
 
 router = APIRouter()
@@ -25,8 +26,8 @@ FORECAST = {"judge", "sft", "reward", "dpo", "ppo", "grpo"}
 @router.get("/p/{project}/new/{kind}")
 def new_run(request: Request, kind: str, member: Researcher, session: Db, like: int | None = None) -> Response:
     """The form of a recipe; `like` fills it from an earlier run; any field may be given in the URL."""
-    _recipe_or_404(kind)
-    values: dict[str, Any] = dict(request.query_params)
+    given: list[tuple[str, str | UploadFile]] = [*request.query_params.multi_items()]
+    values = read_form(_recipe_or_404(kind), FormData(given))
     if like is not None:
         run = get(session, Run, like)
         if run.project_id != member.project.id or run.kind != kind:
@@ -60,7 +61,7 @@ def start_run(request: Request, kind: str, member: Researcher, session: Db, form
     try:
         run = launch(session, read_recipe({"kind": kind, **values}), project_id=member.project.id,
                      account_id=member.account.id, form_key=form_key)  # fmt: skip
-    except Invalid as error:
+    except (Invalid, NoRow) as error:
         return _form_page(request, session, member, kind, values, error.fields or {"": [error.message]}, form_key)
     return RedirectResponse(f"/p/{member.project.slug}/runs/{run.id}", status_code=303)
 
