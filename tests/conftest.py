@@ -21,10 +21,16 @@ from app.launcher import Services
 from app.projects.models import Project
 from app.projects.projects import make_project
 from scripts.setup import find_chromium
+from tests.demo.seeded import Seeded, read_seeded, run_demo
 from tests.servers import free_port, run_postgres, run_redis, skip_or_fail
 
 ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """While developing: a folder in which the demo has run before, so that it is not run again."""
+    parser.addoption("--demo-data", type=Path, default=None, help="the data folder of a demo that has ended")
 
 
 def forget_settings() -> None:
@@ -144,6 +150,30 @@ def client(project: Project) -> Iterator[TestClient]:
 @pytest.fixture
 def services(sqlite_database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Services]:
     """Everything that `preflab up` runs, on a free port and an empty SQLite: for tests in a browser."""
+    monkeypatch.setenv("PREFLAB_PORT", str(free_port()))
+    forget_settings()
+    with Services() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def demo_data(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Seeded:
+    """The demo's data: run once for the whole session, or taken from --demo-data. Not to be changed: copy it."""
+    given = request.config.getoption("--demo-data")
+    return read_seeded(given) if given else run_demo(tmp_path_factory.mktemp("demo") / "data")
+
+
+@pytest.fixture
+def demo_copy(demo_data: Seeded, data_dir: Path) -> Path:
+    """The app's data folder is a copy of the demo's, of this test alone."""
+    demo_data.copy_to(data_dir)
+    forget_settings()
+    return data_dir
+
+
+@pytest.fixture
+def demo_services(demo_copy: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Services]:
+    """Everything that `preflab up` runs, on a copy of the demo's data."""
     monkeypatch.setenv("PREFLAB_PORT", str(free_port()))
     forget_settings()
     with Services() as running:

@@ -20,7 +20,7 @@ router = APIRouter()
 
 @router.get("/")
 def list_projects(request: Request, account: SignedIn, session: Db, all: bool = False) -> Response:  # noqa: A002
-    """The account's projects; with only one, straight there unless `all` is asked for."""
+    """The account's projects; with only one, straight there unless `all` is asked for. A grader begins at Grade."""
     rows = session.exec(
         select(Project, Membership.role)
         .join(Membership, Membership.project_id == Project.id)  # type: ignore[arg-type]
@@ -28,7 +28,8 @@ def list_projects(request: Request, account: SignedIn, session: Db, all: bool = 
         .order_by(Project.name)
     ).all()
     if len(rows) == 1 and not all:
-        return RedirectResponse(f"/p/{rows[0][0].slug}", status_code=303)
+        project, role = rows[0]
+        return RedirectResponse(f"/p/{project.slug}{'/grade' if role == 'grader' else ''}", status_code=303)
     return html(request, "projects/list.html", title="Projects", rows=rows, account=account)
 
 

@@ -1,0 +1,83 @@
+"""What the demo leaves to people, filled in by a simulated person, so that every page has something to show."""
+
+import secrets
+
+from sqlmodel import Session, select
+
+from app.accounts.logins import make_account
+from app.accounts.models import Account
+from app.checkpoints.endpoints import make_endpoint
+from app.constitutions.constitutions import PrincipleText, add_version, ensure_shipped, read_principles
+from app.constitutions.models import Constitution
+from app.db import now
+from app.grading.guesses import end_part
+from app.grading.items import Marks, give_grade, next_item
+from app.grading.models import GradeItem, Grading
+from app.projects.models import Project
+from app.projects.projects import make_project, set_role
+from app.review.answers import give_answer
+from app.review.models import Queue
+from app.review.queues import claim_place
+
+EMPTY = "empty"
+CHOICES = ("left", "right", "left", "tie", "right", "both_bad", "left")
+
+
+def seed(session: Session) -> None:
+    """Adds to the demo's project: constitutions, an endpoint, answers, grades; and a project with nothing in it."""
+    project = session.exec(select(Project).where(Project.slug == "demo")).one()
+    owner = session.exec(select(Account).where(Account.name == "owner")).one()
+    grader = make_account(session, "simulated grader", is_simulated=True)
+    set_role(session, project, grader, "grader")
+    make_project(session, EMPTY, "Nothing yet", owner)
+    make_endpoint(
+        session, project.id, origin="http://127.0.0.1:9", model="a-judge", name="Local judge", key="sk-0123456789"
+    )
+    _write_constitutions(session, project)
+    queue = session.exec(select(Queue).where(Queue.project_id == project.id)).one()
+    for choice in CHOICES:
+        answer = claim_place(session, queue, grader.id)
+        assert answer is not None
+        give_answer(session, answer, queue, grader.id, choice, note="Said by a script.")
+    claim_place(session, queue, owner.id)  # a pair the owner holds and has not answered
+    grading = session.exec(select(Grading).where(Grading.project_id == project.id)).one()
+    _grade(session, _copy(session, grading), grader, 99)
+    _grade(session, grading, grader, 3)
+
+
+def _write_constitutions(session: Session, project: Project) -> None:
+    ensure_shipped(session, project.id)
+    session.flush()
+    first = session.exec(select(Constitution).where(Constitution.project_id == project.id)).first()
+    assert first is not None
+    principles = read_principles(session, first.id)
+    changed = [*principles[:-1], PrincipleText("plain", "Prefer the answer a newcomer understands at first reading.")]
+    add_version(session, project.id, first.name, first.preface, changed)
+
+
+def _copy(session: Session, grading: Grading) -> Grading:
+    """The same items under tokens of their own, to be graded to the end and closed."""
+    given = grading.model_dump(exclude={"id", "name", "run_id"})
+    other = Grading(**given, name="Graded to the end")
+    session.add(other)
+    session.flush()
+    for item in session.exec(select(GradeItem).where(GradeItem.grading_id == grading.id)).all():
+        values = item.model_dump(exclude={"id", "token", "grading_id"})
+        session.add(GradeItem(**values, token=secrets.token_urlsafe(16), grading_id=other.id))
+    session.flush()
+    return other
+
+
+def _grade(session: Session, grading: Grading, grader: Account, n: int) -> None:
+    """Grades up to n items; if that was all of them, ends and closes it."""
+    for i in range(n):
+        item = next_item(session, grading, grader.id)
+        if item is None:
+            break
+        marks = Marks(CHOICES[i % len(CHOICES)], 4, 2 + i % 3, "yes", ("partly", "no", "yes")[i % 3], 5.0)
+        give_grade(session, item, grading, grader.id, marks)
+        session.flush()
+    else:
+        return
+    end_part(session, grading, grader.id)
+    grading.closed_at = now()
