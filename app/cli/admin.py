@@ -42,6 +42,17 @@ def login_url(session: Session, account: Account) -> str:
     return f"{settings().url}/login/{make_login(session, account, 'link')}"
 
 
+def make_first_project(session: Session, slug: str, name: str) -> tuple[Project, str]:
+    """The project with this address and its owner `owner`, made if missing; and a fresh login link for that owner."""
+    owner = session.exec(select(Account).where(Account.name == "owner")).first() or make_account(session, "owner")
+    project = session.exec(select(Project).where(Project.slug == slug)).first()
+    if project is None:
+        project = make_project(session, slug, name, owner)
+    else:
+        set_role(session, project, owner, "owner")
+    return project, login_url(session, owner)
+
+
 def add_user(args: argparse.Namespace) -> None:
     check_schema()
     password = sys.stdin.readline().rstrip("\n") if args.password_stdin else None

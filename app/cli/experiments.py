@@ -4,22 +4,28 @@ import argparse
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 from sqlmodel import Session, col, select
 
-from app.cli.admin import choose_project
+from app.cli.admin import choose_project, make_first_project
 from app.cli.output import StatusLine, duration, say, show
 from app.cli.output import show_one as show_row
 from app.cli.serve import read_seed_list, running_services, workers_beat
 from app.config import settings
-from app.db import get, reading, transaction, upgrade
+from app.db import check_schema, get, reading, transaction
 from app.errors import AppError, Invalid, NotFound
 from app.experiments.board import Board, Cell, experiment_as_json, read_board
-from app.experiments.files import list_shipped, read_outline
+from app.experiments.files import list_shipped, read_experiment, read_outline
 from app.experiments.models import Experiment
 from app.experiments.start import cancel_experiment, retry_experiment, start_experiment
 from app.launcher import Services
 from app.projects.models import Project
+from app.report.arms import read_material
+from app.report.numbers import report_as_json
+from app.report.people import read_audits, read_gradings
+from app.report.report import read_report
+from app.report.results import result_lines, result_table
 
 PLAIN_EVERY_S = 30.0  # without a terminal, a line this often while a step goes on
 
@@ -27,29 +33,39 @@ PLAIN_EVERY_S = 30.0  # without a terminal, a line this often while a step goes 
 def run(args: argparse.Namespace) -> int:
     path = find_file(args.file)
     text = path.read_text(encoding="utf-8")
-    variables = read_variables(args.set, read_outline(text, str(path)).variables)
-    seeds = read_seed_list(args.seeds)
-    if not workers_beat():
-        upgrade()
-    with transaction() as session:
-        project = choose_project(session, args.project)
-        experiment = start_experiment(
-            session, project.id, text, seeds=seeds, scale=args.scale, variables=variables, file=str(path)
-        )
+    given = {
+        "seeds": read_seed_list(args.seeds), "scale": args.scale, "file": str(path),
+        "variables": read_variables(args.set, read_outline(text, str(path)).variables),
+    }  # fmt: skip
+    read_experiment(text, file=str(path), scale=args.scale, variables=given["variables"])  # before anything is started
     if args.detach:
+        experiment, project = _start(args, text, given)
         with reading() as session:
             row = experiment_as_json(session, experiment)
         hint = "" if workers_beat() else " It begins when a worker runs: preflab up"
         show_row(args, row, f"Experiment {experiment.id} of {project.slug}.{hint}")
         return 0
-    with running_services() as services:
-        experiment = follow(experiment, services)
+    with running_services(is_quiet=args.json) as services:
+        experiment, project = _start(args, text, given)
+        experiment = follow(experiment, services, is_quiet=args.json)
         if args.json:
             with reading() as session:
                 show_row(args, experiment_as_json(session, experiment), "")
         elif experiment.status != "running":
             print_results(experiment, project)
     return 0 if experiment.status == "done" else 1
+
+
+def _start(args: argparse.Namespace, text: str, given: dict[str, Any]) -> tuple[Experiment, Project]:
+    with transaction() as session:
+        check_schema()
+        if not args.project and session.exec(select(Project.id).limit(1)).first() is None:
+            project, url = make_first_project(session, "lab", "Lab")
+            if not args.json:
+                say(f"A project “lab” and its owner were made. To sign in, once: {url}")
+        else:
+            project = choose_project(session, args.project)
+        return start_experiment(session, project.id, text, **given), project
 
 
 def find_file(name: str) -> Path:
@@ -79,9 +95,10 @@ def read_variables(pairs: list[str], declared: dict[str, str]) -> dict[str, str]
     }
 
 
-def follow(experiment: Experiment, services: Services | None) -> Experiment:
+def follow(experiment: Experiment, services: Services | None, *, is_quiet: bool = False) -> Experiment:
     """Says what happens until the experiment ends, or Ctrl-C; returns it as it is then."""
-    line, told, said_at = StatusLine(), dict[int, str](), 0.0
+    line, told, said_at = StatusLine(is_quiet), dict[int, str](), time.monotonic()
+    tell = _say_nothing if is_quiet else say
     while True:
         with reading() as session:
             experiment = get(session, Experiment, experiment.id)
@@ -91,14 +108,14 @@ def follow(experiment: Experiment, services: Services | None) -> Experiment:
             if cell.step.status in {"done", "failed", "skipped"} and told.get(cell.step.id) != cell.step.status:
                 told[cell.step.id] = cell.step.status
                 line.clear()
-                say(f"[{len(told):>{len(str(board.n))}}/{board.n}] {describe(cell)}")
+                tell(f"[{len(told):>{len(str(board.n))}}/{board.n}] {describe(cell)}")
                 said_at = time.monotonic()
         if experiment.status != "running":
             line.clear()
             return experiment
         line.put(status_of(board))
         if not line.is_terminal and time.monotonic() - said_at > PLAIN_EVERY_S:
-            say(status_of(board))
+            tell(status_of(board))
             said_at = time.monotonic()
         if services is not None:
             if services.asked_to_stop:
@@ -109,6 +126,10 @@ def follow(experiment: Experiment, services: Services | None) -> Experiment:
             line.clear()
             raise AppError("No worker answers any more; the experiment goes on when one runs: preflab up")
         time.sleep(0.5)
+
+
+def _say_nothing(text: str = "") -> None:
+    """In place of a line, where only JSON may be printed."""
 
 
 def describe(cell: Cell) -> str:
@@ -137,11 +158,29 @@ def print_results(experiment: Experiment, project: Project) -> None:
     url = f"{settings().url}/p/{project.slug}"
     with reading() as session:
         board = read_board(session, experiment)
+        lines = result_lines(result_table(session, experiment))
+        material = read_material(session, experiment)
+        audits, gradings = read_audits(session, material), read_gradings(session, material)
     say()
-    say(f"Experiment {experiment.id}, {experiment.name}: {experiment.status}; {board.n_done} of {board.n} steps done.")
+    say(f"{experiment.name}: {experiment.status}, {board.n_done} of {board.n} steps done.")
     for cell in board.errors:
         say(f"  {describe(cell)}")
-    say(f"\n  Report:  {url}/report\n  Audit:   {url}/review\n  Grading: {url}/grade\n")
+    say()
+    for text in lines:
+        say(text)
+    say()
+    say(f"Report:     {url}/report/{experiment.id}")
+    for audit in audits:
+        done = f"{audit.agreement.n_audited} of {audit.agreement.n_pairs} audited"
+        say(f"For people: {url}/review/{audit.agreement.queue.id} ({done}{_of_seed(audit.seed)})")
+    for line in gradings:
+        done = f"{line.n_graded} of {line.grading.planned_n} graded"
+        say(f"For people: {url}/grade/{line.grading.id} ({done}{_of_seed(line.seed)})")
+    say()
+
+
+def _of_seed(seed: int) -> str:
+    return f", seed {seed}" if seed else ""
 
 
 def project_experiment(session: Session, args: argparse.Namespace) -> Experiment:
@@ -192,4 +231,8 @@ def report(args: argparse.Namespace) -> None:
         if args.id is None:
             raise Invalid("No experiment yet: preflab experiment run demo")
         experiment = project_experiment(session, args)
-    print_results(experiment, project)
+        numbers = report_as_json(read_report(session, experiment)) if args.json else {}
+    if args.json:
+        show_row(args, numbers, "")
+    else:
+        print_results(experiment, project)

@@ -60,8 +60,8 @@ def duration(seconds: float) -> str:
 class StatusLine:
     """One line at the bottom of a terminal that is written over; where there is no terminal, nothing."""
 
-    def __init__(self) -> None:
-        self.is_terminal = sys.stdout.isatty()
+    def __init__(self, is_quiet: bool = False) -> None:
+        self.is_terminal = sys.stdout.isatty() and not is_quiet
         self._width = 0
 
     def put(self, text: str) -> None:

@@ -7,8 +7,7 @@ from contextlib import contextmanager
 
 from sqlmodel import col, select
 
-from app.accounts.logins import LINK_MINUTES, make_account
-from app.accounts.models import Account
+from app.accounts.logins import LINK_MINUTES
 from app.cli.output import say
 from app.config import settings
 from app.db import check_schema, db_now, reading, transaction
@@ -18,7 +17,6 @@ from app.experiments.models import Experiment
 from app.experiments.start import find_same, retry_experiment, start_experiment
 from app.launcher import Services, StopSignals, run_up, worker_command
 from app.projects.models import Project
-from app.projects.projects import make_project, set_role
 from app.runs.models import Worker
 
 FRESH_S = 6.0  # a worker beats once a second
@@ -45,13 +43,14 @@ def workers_beat() -> bool:
 
 
 @contextmanager
-def running_services() -> Iterator[Services | None]:
+def running_services(*, is_quiet: bool = False) -> Iterator[Services | None]:
     """Web, broker and workers for the time of a command; None when they run already, in another process."""
+    tell = (lambda _line: None) if is_quiet else say
     if workers_beat():
-        say(f"PrefLab runs already: {settings().url}")
+        tell(f"PrefLab runs already: {settings().url}")
         yield None
         return
-    with Services(say=say) as services, StopSignals(services):
+    with Services(say=tell) as services, StopSignals(services):
         yield services
 
 
@@ -91,16 +90,10 @@ def demo(args: argparse.Namespace) -> int:
 
 def prepare_demo() -> tuple[Project, str]:
     """The account `owner` and the project `demo`, made if missing, and a login link."""
-    from app.cli.admin import login_url
+    from app.cli.admin import make_first_project
 
     with transaction() as session:
-        owner = session.exec(select(Account).where(Account.name == "owner")).first() or make_account(session, "owner")
-        project = session.exec(select(Project).where(Project.slug == "demo")).first()
-        if project is None:
-            project = make_project(session, "demo", "Demo", owner)
-        else:
-            set_role(session, project, owner, "owner")
-        return project, login_url(session, owner)
+        return make_first_project(session, "demo", "Demo")
 
 
 def start_demo(project: Project, seeds: list[int], scale: str) -> Experiment:

@@ -188,26 +188,34 @@ def result_table(session: Session, experiment: Experiment) -> list[ResultRow]:
 
 
 def result_lines(rows: list[ResultRow]) -> list[str]:
-    """The table as text for a terminal."""
+    """The table as text for a terminal. Where all arms of a column have the same n, it stands in the heading."""
     if not rows:
         return ["No arm has a checkpoint yet."]
-    heads = list(rows[0].values)
-    table = [["arm", "seed", *heads, "trained on", "CPU s"]]
-    for row in rows:
-        cells = [_as_text(row.values[head]) for head in heads]
-        seed = "all" if row.seed == SHARED else str(row.seed)
-        table.append([row.arm, seed, *cells, row.data, f"{row.budget.get('cpu_seconds', 0):.0f}"])
-    widths = [max(len(line[place]) for line in table) for place in range(len(table[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
-    return [lines[0], "─" * len(lines[0]), *lines[1:]]
+    columns = [["arm"], ["seed"]]
+    columns[0] += ["", "", *[row.arm for row in rows]]
+    columns[1] += ["", "", *["all" if row.seed == SHARED else str(row.seed) for row in rows]]
+    for head in rows[0].values:
+        cells = [row.values[head] for row in rows]
+        sizes = {cell.level.interval.n for cell in cells if cell is not None and cell.level.interval is not None}
+        first, _, second = head.partition(": ")
+        columns.append([first, second, f"n = {min(sizes)}" if len(sizes) == 1 else ""])
+        columns[-1] += [_as_text(cell, has_n=len(sizes) > 1) for cell in cells]
+    columns.append(["trained on", "", "", *[row.data for row in rows]])
+    columns.append(["CPU s", "", "", *[f"{row.budget.get('cpu_seconds', 0):.0f}" for row in rows]])
+    widths = [max(map(len, column)) for column in columns]
+    table = [
+        [cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in zip(*columns, strict=True)
+    ]
+    lines = ["  ".join(line).rstrip() for line in table]
+    return [*[line for line in lines[:3] if line], "─" * max(map(len, lines)), *lines[3:]]
 
 
-def _as_text(cell: Cell | None) -> str:
+def _as_text(cell: Cell | None, *, has_n: bool) -> str:
     if cell is None or cell.level.interval is None:
         return "–"
     found = cell.level.interval
     width = f" [{found.low:.2f}, {found.high:.2f}]" if found.low is not None and found.high is not None else ""
-    return f"{found.value:.2f}{width} n={found.n}"
+    return f"{found.value:.2f}{width}" + (f" n={found.n}" if has_n else "")
 
 
 def as_number_row(row: ResultRow) -> dict[str, Any]:
