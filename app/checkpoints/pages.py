@@ -138,7 +138,7 @@ def _relatives(session: Session, checkpoint_id: int, *, is_up: bool) -> list[Rel
         sa.select(Checkpoint, tree.c.distance).join(tree, tree.c.id == col(Checkpoint.id))
         .where(tree.c.distance > 0).order_by(tree.c.distance, col(Checkpoint.id)).limit(MOST_RELATIVES)
     )  # fmt: skip
-    return [Relative(row, distance) for row, distance in session.execute(query).tuples()]
+    return [Relative(row, distance) for row, distance in session.execute(query)]
 
 
 def uses_of(session: Session, noun: str, key: int) -> list[Run]:

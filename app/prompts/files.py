@@ -218,8 +218,11 @@ def _read_json(file: IO[bytes], most: int) -> Rows:
 
 def _read_csv(file: IO[bytes], delimiter: str) -> Rows:
     csv.field_size_limit(MAX_ROW)
-    text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    reader = csv.reader(text, delimiter=delimiter, strict=True)
+    with io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
+        yield from _read_records(csv.reader(text, delimiter=delimiter, strict=True))
+
+
+def _read_records(reader: Any) -> Rows:
     header: list[str] | None = None
     start = 1
     while True:
@@ -228,8 +231,11 @@ def _read_csv(file: IO[bytes], delimiter: str) -> Rows:
         except StopIteration:
             return
         except csv.Error as error:
-            yield BadRow(start, f"no CSV from here on ({error}): a quote is not closed, or a field is larger than "
-                                f"{MAX_ROW // 2**20} MB; nothing after this line could be read")  # fmt: skip
+            yield BadRow(
+                start,
+                f"no CSV from here on ({error}): a quote is not closed, or a field is larger than "
+                f"{MAX_ROW // 2**20} MB; nothing after this line could be read",
+            )
             return
         number, start = start, reader.line_num + 1
         if header is None:
@@ -239,8 +245,11 @@ def _read_csv(file: IO[bytes], delimiter: str) -> Rows:
         elif not any(cells):
             continue
         elif len(cells) != len(header):
-            yield BadRow(number, f"{len(cells)} fields where the first line names {len(header)}: put fields that hold "
-                                 "commas, quotes or line breaks in double quotes")  # fmt: skip
+            yield BadRow(
+                number,
+                f"{len(cells)} fields where the first line names {len(header)}: put fields that hold commas, quotes "
+                "or line breaks in double quotes",
+            )
         else:
             yield number, dict(zip(header, cells, strict=True))
 
