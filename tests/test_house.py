@@ -62,7 +62,7 @@ def test_every_kind_has_a_form_and_what_its_run_page_asks_for(client: TestClient
     forecasts = {path.rpartition("/")[2] for path in paths if "/forecast/" in path}
     assert forecasts >= FORECAST or "{kind}" in forecasts
     for noun, page_path in PAGES.items():
-        pattern = re.compile(rf"/p/\{{project\}}/{page_path}/\{{[a-z_]+\}}")
+        pattern = re.compile(rf"/p/\{{project\}}/{page_path}/\{{[a-z_]+(:int)?\}}")
         assert any(pattern.fullmatch(path) for path in paths), f"no page for a {noun}"
 
 
