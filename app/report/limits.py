@@ -17,7 +17,7 @@ def find_limits(
     """Sentences, the gravest first."""
     return [
         *_state(material),
-        *_people(gradings, audits),
+        *_people(gradings, audits, any(step.recipe.get("kind") == "grading" for step in material.steps)),
         *_seeds(material, arms),
         *_judges(session, material),
         *_items(results),
@@ -43,7 +43,7 @@ def _state(material: Material) -> list[str]:
     return said
 
 
-def _people(gradings: list[GradingLine], audits: list[AuditLine]) -> list[str]:
+def _people(gradings: list[GradingLine], audits: list[AuditLine], is_planned: bool) -> list[str]:
     said = [
         f"{line.agreement.n_audited} of {line.agreement.n_pairs} pairs audited: how far the judge “{line.judge.name}” "
         f"agrees with people is known {'roughly' if line.agreement.n_audited else 'not at all'}."
@@ -56,7 +56,7 @@ def _people(gradings: list[GradingLine], audits: list[AuditLine]) -> list[str]:
             said.append(f"{grade.n_graded} of {grade.grading.planned_n} graded by people ({state}): no blind win rate.")
     if not audits:
         said.append("No audit was drawn: nothing says how far the judge agrees with people.")
-    if not gradings:
+    if not gradings and not is_planned:
         said.append("No blind grading was prepared: no person compared these arms.")
     return list(dict.fromkeys(said))
 

@@ -19,6 +19,14 @@ JUDGE_KINDS = {
 }
 
 
+PAIRINGS = {
+    "none": "not paired",
+    "random": "paired at random",
+    "best_worst": "the best against the worst",
+    "across": "paired across two arms",
+}
+
+
 def describe(session: Session, material: Material) -> list[str]:
     """Sentences in the order of the work, one a row that was made; the same row is said once."""
     said: list[str] = []
@@ -56,7 +64,7 @@ def _how_sampled(session: Session, material: Material, pair_set_id: int) -> str:
     decoding = recipe["decoding"]
     return (
         f", of {recipe['samples']} completions a prompt by {who} at temperature {decoding['temperature']:g} "
-        f"({decoding['max_new_tokens']} new tokens at most), paired {recipe['pairing'].replace('_', ' against ')}"
+        f"({decoding['max_new_tokens']} new tokens at most), {PAIRINGS[recipe['pairing']]}"
     )
 
 

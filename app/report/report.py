@@ -55,9 +55,18 @@ class Report:
         return "this method" if len(self.experiment.seeds) > 1 else "this checkpoint"
 
     @property
+    def is_grading_planned(self) -> bool:
+        """Whether a blind grading is among the steps."""
+        return any(step.recipe.get("kind") == "grading" for step in self.material.steps)
+
+    @property
     def arm_names(self) -> list[str]:
         """Arms in the file's order."""
         return list(dict.fromkeys(arm.name for arm in self.arms))
+
+    def has_difference(self, arm: str) -> bool:
+        """Whether the arm was compared with a base."""
+        return any(metric.spread(arm, "difference") for _, metric in self.columns)
 
     @property
     def methods_of(self) -> dict[str, str]:
