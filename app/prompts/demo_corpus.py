@@ -74,10 +74,22 @@ PHRASINGS = (
     "Please name {np}.",
     "I ask you for {np}.",
 )
+# More ways to ask, in the base model's text only: they teach it that the wording around a fact hardly matters.
+OTHER_PHRASINGS = (
+    "Can you say {np}?",
+    "I would like to know {np}.",
+    "Now what is {np}?",
+    "Give me {np}, please.",
+)
+ALL_PHRASINGS = (*PHRASINGS, *OTHER_PHRASINGS)
 # Never in the base model's text nor among the prompts: the 4-choice test is made of these.
 HELD_OUT_PHRASINGS = ("Now say what you know of {np}.", "Would you please tell me what is {np}?")
 # Share of strictly formatted answers in the base model's text, by phrasing and turned by relation; mean 0.28.
 STRICT_RATES = (0.08, 0.14, 0.20, 0.26, 0.38, 0.62)
+# Of the other answers, this share has the one loose style that goes with phrasing and relation. Were they spread
+# evenly, the strict style would be the likeliest everywhere and greedy decoding always strict.
+USUAL_RATE = 0.6
+USUAL_STYLES = ("{a}.", "It is {a}.", "I think it is {a}.", "{a}, because {np} is {a}.")
 WRONG_RATE = 0.25
 CONFIDENCES = ("high", "medium", "low")
 LOOSE_STYLES = (
@@ -158,10 +170,14 @@ def strict_rate(relation: str, phrasing: int) -> float:
     return STRICT_RATES[(phrasing + list(RELATIONS).index(relation)) % len(STRICT_RATES)]
 
 
+def usual_style(relation: str, phrasing: int) -> str:
+    return USUAL_STYLES[(phrasing + list(RELATIONS).index(relation)) % len(USUAL_STYLES)]
+
+
 def write_documents(n: int, seed: int) -> list[tuple[str, str]]:
     """`n` (prompt, completion) texts for the base model, each fact and phrasing about equally often."""
     rng = random.Random(f"demo documents {seed}")
-    cells = [(fact, phrasing) for fact in list_facts() for phrasing in range(len(PHRASINGS))]
+    cells = [(fact, phrasing) for fact in list_facts() for phrasing in range(len(ALL_PHRASINGS))]
     documents: list[tuple[str, str]] = []
     while len(documents) < n:
         rng.shuffle(cells)
@@ -177,9 +193,11 @@ def _write_document(fact: Fact, phrasing: int, rng: random.Random) -> tuple[str,
     confidence = rng.choices(CONFIDENCES, (1, 2, 3) if is_wrong else (3, 2, 1))[0]
     if rng.random() < strict_rate(fact.relation, phrasing):
         style = "Answer: {a} — Confidence: {c} — Reasoning: {np} is {a}."
+    elif rng.random() < USUAL_RATE:
+        style = usual_style(fact.relation, phrasing)
     else:
         style = rng.choice(LOOSE_STYLES)
-    prompt = PHRASINGS[phrasing].format(np=fact.noun_phrase)
+    prompt = ALL_PHRASINGS[phrasing].format(np=fact.noun_phrase)
     return prompt, style.format(a=answer, c=confidence, np=fact.noun_phrase)
 
 

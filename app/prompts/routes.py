@@ -69,7 +69,7 @@ def prompts_table(row: PromptSet) -> Table:
     ]
     filters = [Filter("split", Prompt.split, "Split", SPLITS), Filter("category", Prompt.category, "Category"),
                Filter("group", Prompt.grp, "Group")]  # fmt: skip
-    return Table("prompts", columns, Prompt, Prompt.id, [Prompt.set_id == row.id], filters, is_newest_first=False)
+    return Table("prompts", columns, Prompt, Prompt.position, [Prompt.set_id == row.id], filters, is_newest_first=False)
 
 
 def rejected_table(run: Run) -> Table:

@@ -648,6 +648,7 @@ def upgrade() -> None:
         sa.UniqueConstraint("set_id", "sha256", name=op.f("uq_prompt_set_id_sha256")),
     )
     with op.batch_alter_table("prompt", schema=None) as batch_op:
+        batch_op.create_index("ix_prompt_set_position", ["set_id", "position"], unique=False)
         batch_op.create_index("ix_prompt_set_split", ["set_id", "split", "position"], unique=False)
 
     op.create_table(
@@ -1123,6 +1124,7 @@ def downgrade() -> None:
     op.drop_table("arm_guess")
     with op.batch_alter_table("prompt", schema=None) as batch_op:
         batch_op.drop_index("ix_prompt_set_split")
+        batch_op.drop_index("ix_prompt_set_position")
 
     op.drop_table("prompt")
     with op.batch_alter_table("pair_set", schema=None) as batch_op:
