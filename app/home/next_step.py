@@ -41,8 +41,9 @@ def _steps(session: Session, project: Project) -> Iterator[NextStep]:
     yield from _labels(session, project, root)
     yield from _training(session, project, root)
     yield from _people(session, project, root)
-    yield NextStep("Everything here has been measured. Read what helped, by how much, and how sure it is.",
-                   "Open the report", f"{root}/report")  # fmt: skip
+    newest = _newest(session, Experiment, project)
+    url = f"{root}/report/{newest.id}" if newest is not None else f"{root}/report"
+    yield NextStep("Everything here is measured: what helped, by how much, and how sure it is.", "Open the report", url)
 
 
 def _newest(session: Session, model: type[Any], project: Project, *where: Any) -> Any:
