@@ -16,10 +16,10 @@ from sqlmodel import Session, col, select
 
 from app.checkpoints.chat import Body, ChatAnswer
 from app.checkpoints.endpoints import target_of
-from app.checkpoints.models import Endpoint
-from app.db import get, now
+from app.db import now
 from app.errors import AppError
 from app.judging.asking import Asking
+from app.judging.judges import endpoint_of
 from app.judging.material import PairRow, read_guide, read_pairs
 from app.judging.models import Call, CallText
 from app.judging.verdicts import OpinionValue
@@ -53,7 +53,7 @@ def asking_of(job: Job, book: VerdictBook) -> Asking:
     """The judge's endpoint and the recipe's constitution as requests and readings."""
     recipe = job.recipe
     with job.read() as session:
-        target = target_of(get(session, Endpoint, book.judge.endpoint_id or 0))
+        target = target_of(endpoint_of(session, book.judge))
         guide = read_guide(session, recipe.constitution)
     return Asking(
         target, guide, with_reason=recipe.with_reason, temperature=recipe.temperature, max_tokens=recipe.max_tokens

@@ -4,6 +4,7 @@ import base64
 import contextlib
 import hashlib
 import os
+from itertools import count
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -71,13 +72,15 @@ def make_endpoint(
 
 
 def free_name(session: Session, project_id: int, name: str, origin: str, model: str, own_id: int = 0) -> str:
-    """The name asked for, or one made of model and host; raises Invalid when another endpoint has it."""
-    name = (name.strip() or f"{model} at {origin.partition('://')[2].partition('/')[0]}")[:120]
-    same = select(Endpoint).where(Endpoint.project_id == project_id, Endpoint.name == name, Endpoint.id != own_id)
-    if session.exec(same).first():
-        message = f"There is already an endpoint “{name}”: choose another name."
+    """The name asked for; raises Invalid when another endpoint has it. Without one: model and host, and a number."""
+    taken = set(session.exec(select(Endpoint.name).where(Endpoint.project_id == project_id, Endpoint.id != own_id)))
+    asked = name.strip()[:120]
+    if asked in taken:
+        message = f"There is already an endpoint “{asked}”: choose another name."
         raise Invalid(message, {"name": [message]})
-    return name
+    made = f"{model} at {origin.partition('://')[2].partition('/')[0]}"[:110]
+    numbered = (made if n == 1 else f"{made} ({n})" for n in count(1))
+    return asked or next(one for one in numbered if one not in taken)
 
 
 def last4(key: str) -> str:

@@ -9,6 +9,7 @@ from app.accounts.logins import LINK_MINUTES, make_account, make_login
 from app.accounts.models import Account, Login
 from app.cli.output import say, show, show_one
 from app.config import settings
+from app.constitutions.constitutions import ensure_shipped
 from app.db import check_schema, get, now, reading, transaction
 from app.db import upgrade as upgrade_schema
 from app.errors import Invalid
@@ -48,6 +49,7 @@ def make_first_project(session: Session, slug: str, name: str) -> tuple[Project,
     project = session.exec(select(Project).where(Project.slug == slug)).first()
     if project is None:
         project = make_project(session, slug, name, owner)
+        ensure_shipped(session, project.id)
     else:
         set_role(session, project, owner, "owner")
     return project, login_url(session, owner)
@@ -104,6 +106,7 @@ def add_project(args: argparse.Namespace) -> None:
     check_schema()
     with transaction() as session:
         project = make_project(session, args.slug, args.name, find_named(session, args.owner))
+        ensure_shipped(session, project.id)
     url = f"{settings().url}/p/{project.slug}"
     show_one(args, {**project.model_dump(), "url": url}, f"Project {project.slug}: {url}")
 

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from sqlmodel import Session, SQLModel, col, select
 
 from app import __version__
+from app.constitutions.constitutions import ensure_shipped
 from app.db import get, now, reading, transaction
 from app.errors import AppError, Invalid
 from app.experiments.models import Experiment, Step
@@ -128,6 +129,8 @@ def _resolve_one(session: Session, project_id: int, noun: str, field: str, given
         return made[-1]
     if left != noun:
         raise Invalid(f"{field}: “{given}” names a {left.replace('_', ' ')}, but a {what} belongs here.")
+    if noun == "constitution":
+        ensure_shipped(session, project_id)
     table = SQLModel.metadata.tables[noun]
     query = sa.select(table.c.id).where(table.c.project_id == project_id, table.c.name == name)
     key = session.execute(query.order_by(table.c.id.desc()).limit(1)).scalar()

@@ -70,6 +70,16 @@ def freeze_judge(session: Session, judge: Judge) -> None:
         session.add(judge)
 
 
+def endpoint_of(session: Session, judge: Judge) -> Endpoint:
+    """The endpoint a judge asks; raises Invalid when it was put away."""
+    row = get(session, Endpoint, judge.endpoint_id or 0)
+    if row.archived_at is not None:
+        raise Invalid(
+            f"The endpoint “{row.name}” is archived and its key forgotten: add it again, and a judge with it."
+        )
+    return row
+
+
 def check_mode(mode: dict[str, Any], temperature: float) -> None:
     """Raises Invalid where "test connection" found that the endpoint ignores, or refuses, what a judge must send."""
     ignored = [name for name in SENT_ALWAYS if name in mode.get("ignored", [])]

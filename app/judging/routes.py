@@ -14,6 +14,7 @@ from app.constitutions.models import Constitution
 from app.db import Db, get
 from app.errors import Invalid
 from app.html import FormValues, html, read_form
+from app.judging.judges import endpoint_of
 from app.judging.models import Judge, VerdictSet
 from app.judging.pages import (
     judges_table,
@@ -115,8 +116,8 @@ def _probe(session: Session, member: Member, judge_id: int) -> tuple[Endpoint, P
     judge: Judge = project_row(session, member, Judge, judge_id)
     if judge.endpoint_id is None:
         raise Invalid(f"“{judge.name}” is no endpoint: there is no connection to test.")
-    target = target_of(get(session, Endpoint, judge.endpoint_id))
     endpoint_id = judge.endpoint_id
+    target = target_of(endpoint_of(session, judge))
     session.rollback()  # nothing was written: a slow server must not hold the database's write lock
     probe = probe_endpoint(target)
     endpoint = get(session, Endpoint, endpoint_id)

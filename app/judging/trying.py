@@ -10,11 +10,10 @@ from sqlmodel import Session, col, select
 
 from app.checkpoints.chat import ChatAnswer, ask_each
 from app.checkpoints.endpoints import target_of
-from app.checkpoints.models import Endpoint
 from app.db import get
 from app.errors import Unavailable
 from app.judging.asking import Asking
-from app.judging.judges import free_name
+from app.judging.judges import endpoint_of, free_name
 from app.judging.material import PairRow, read_guide, read_pairs
 from app.judging.models import Call, CallText, Judge, VerdictSet
 from app.judging.recipes import JudgeRecipe
@@ -65,7 +64,7 @@ class Forecast:
 
 def asking_of(session: Session, judge: Judge, recipe: JudgeRecipe) -> Asking:
     """An endpoint judge with a recipe's settings."""
-    target = target_of(get(session, Endpoint, judge.endpoint_id or 0))
+    target = target_of(endpoint_of(session, judge))
     guide = read_guide(session, recipe.constitution)
     return Asking(
         target, guide, with_reason=recipe.with_reason, temperature=recipe.temperature, max_tokens=recipe.max_tokens
