@@ -137,13 +137,13 @@ def read_variables(text: str) -> dict[str, str]:
     return variables
 
 
-@router.get("/p/{project}/experiments/{experiment_id}.json")
+@router.get("/p/{project}/experiments/{experiment_id:int}.json")
 def show_experiment_json(member: Viewer, session: Db, experiment_id: int) -> dict[str, Any]:
     """One experiment with its steps as JSON."""
     return experiment_as_json(session, project_experiment(session, member, experiment_id))
 
 
-@router.get("/p/{project}/experiments/{experiment_id}")
+@router.get("/p/{project}/experiments/{experiment_id:int}")
 def show_experiment(request: Request, member: Viewer, session: Db, experiment_id: int) -> Response:
     """The board: steps by seeds, live."""
     experiment = project_experiment(session, member, experiment_id)
@@ -151,14 +151,14 @@ def show_experiment(request: Request, member: Viewer, session: Db, experiment_id
     return html(request, "experiments/show.html", title=experiment.name, experiment=experiment, board=board)
 
 
-@router.get("/p/{project}/experiments/{experiment_id}/board")
+@router.get("/p/{project}/experiments/{experiment_id:int}/board")
 def show_board(request: Request, member: Viewer, session: Db, experiment_id: int) -> Response:
     """The live part: it asks for itself again while the experiment runs."""
     experiment = project_experiment(session, member, experiment_id)
     return html(request, "experiments/_board.html", experiment=experiment, board=read_board(session, experiment))
 
 
-@router.post("/p/{project}/experiments/{experiment_id}/{verb}")
+@router.post("/p/{project}/experiments/{experiment_id:int}/{verb}")
 def change_experiment(member: Researcher, session: Db, experiment_id: int, verb: str) -> Response:
     """Retry: failed runs are resumed and what was skipped is put back. Cancel: no more is launched."""
     _change(session, project_experiment(session, member, experiment_id), verb)
@@ -195,7 +195,7 @@ def add_experiment_api(member: Researcher, session: Db, body: ExperimentBody) ->
     return experiment_as_json(session, experiment)
 
 
-@router.post("/api/v1/p/{project}/experiments/{experiment_id}/{verb}")
+@router.post("/api/v1/p/{project}/experiments/{experiment_id:int}/{verb}")
 def change_experiment_api(member: Researcher, session: Db, experiment_id: int, verb: str) -> dict[str, Any]:
     """verb: retry or cancel."""
     experiment = project_experiment(session, member, experiment_id)
