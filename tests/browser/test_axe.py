@@ -43,7 +43,8 @@ def is_whole_page(visitor: Visit, url: str) -> bool:
     """Whether an address answers a page; a part of one has no doctype. An error is no answer."""
     answer = visitor.context.request.get(url)
     assert answer.ok, f"{url} answers {answer.status}: {answer.text()[:500]}"
-    return answer.headers.get("content-type", "").startswith("text/html") and "<!doctype html>" in answer.text()[:200]
+    kind, is_file = answer.headers.get("content-type", ""), "content-disposition" in answer.headers
+    return kind.startswith("text/html") and not is_file and "<!doctype html>" in answer.text()[:200]
 
 
 def all_pages(visitor: Visit) -> list[Address]:
@@ -66,7 +67,7 @@ def serious(page: Page, **options: Any) -> list[str]:
 
 
 def look_at(visitor: Visit, page: Page, url: str) -> list[str]:
-    """Everything that is wrong with one page. The check itself trips over the CSP, so complaints are taken before it."""
+    """Everything that is wrong with one page; axe-core itself trips over the CSP, so complaints are taken before."""
     page.set_viewport_size({"width": SIZES["desktop"][0], "height": SIZES["desktop"][1]})
     page.emulate_media(color_scheme="light")
     page.goto(url)
