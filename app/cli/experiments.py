@@ -11,7 +11,7 @@ from sqlmodel import Session, col, select
 from app.cli.admin import choose_project, make_first_project
 from app.cli.output import StatusLine, duration, say, show
 from app.cli.output import show_one as show_row
-from app.cli.serve import read_seed_list, running_services, workers_beat
+from app.cli.serve import LOST_S, read_seed_list, running_services, workers_beat
 from app.config import settings
 from app.db import check_schema, get, reading, transaction
 from app.errors import AppError, Invalid, NotFound
@@ -122,7 +122,7 @@ def follow(experiment: Experiment, services: Services | None, *, is_quiet: bool 
                 line.clear()
                 return experiment
             services.check()
-        elif not workers_beat():
+        elif not workers_beat(LOST_S):
             line.clear()
             raise AppError("No worker answers any more; the experiment goes on when one runs: preflab up")
         time.sleep(0.5)

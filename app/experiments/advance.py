@@ -16,7 +16,7 @@ from app.errors import AppError, Invalid
 from app.experiments.models import Experiment, Step
 from app.pairs.models import PairSet
 from app.prompts.files import resolve_path
-from app.recipes import RECIPES, read_recipe
+from app.recipes import read_recipe, recipe_class
 from app.runs.models import LIVE, Run, RunIo
 from app.runs.queue import launch, outputs
 from app.runs.recipe import Recipe, noun_of, sha256_of
@@ -108,7 +108,7 @@ def resolve(session: Session, project_id: int, step: Step, needs: dict[str, Step
     values = dict(step.recipe)
     if step.seed:
         values.setdefault("seed", step.seed)
-    for name, field in RECIPES[str(values["kind"])].model_fields.items():
+    for name, field in recipe_class(str(values["kind"])).model_fields.items():
         noun, value = noun_of(field), values.get(name)
         if noun and value is not None:
             given = value if isinstance(value, list) else [value]
