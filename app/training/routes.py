@@ -7,6 +7,7 @@ from fastapi.responses import RedirectResponse, Response
 from sqlmodel import Session, col, select
 from starlette.datastructures import FormData, UploadFile
 
+from app.checkpoints.models import Checkpoint
 from app.db import Db, get
 from app.errors import NotFound
 from app.html import html, read_form
@@ -89,6 +90,19 @@ def show_snapshot(request: Request, member: Viewer, session: Db, snapshot_id: in
         verdict_set=get(session, VerdictSet, snapshot.verdict_set_id), offline=OFFLINE,
         freezing=get(session, Run, snapshot.run_id) if snapshot.run_id else None,
     )  # fmt: skip
+
+
+@router.get("/p/{project}/train/checkpoints/{checkpoint_id}/stale")
+def show_checkpoint_stale(request: Request, member: Viewer, session: Db, checkpoint_id: int) -> Response:
+    """The mark on a checkpoint's page when labels behind it have changed; nothing otherwise."""
+    checkpoint = get(session, Checkpoint, checkpoint_id)
+    if checkpoint.project_id != member.project.id:
+        raise NotFound(f"There is no checkpoint {checkpoint_id}.")
+    n_changed = stale_rows(session, member.project.id)["checkpoint"].get(checkpoint.id, 0)
+    run = get(session, Run, checkpoint.run_id) if checkpoint.run_id else None
+    return html(
+        request, "training/_stale_mark.html", run=run, n_changed=n_changed, is_offline=run and run.kind in OFFLINE
+    )
 
 
 @router.post("/p/{project}/train/snapshots/{snapshot_id}/again")

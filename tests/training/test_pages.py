@@ -39,7 +39,7 @@ def test_an_empty_project_says_what_to_do(client: TestClient) -> None:
 
 def test_from_an_override_to_training_again(client: TestClient, project: Project, verdicts: VerdictSet) -> None:
     snapshot, _, _ = freeze(project, verdicts)
-    run, _ = train_on(project, snapshot)
+    run, trained = train_on(project, snapshot)
     with transaction() as session:
         for step, loss in ((1, 3.5), (2, 1.234)):
             session.add(Metric(run_id=run.id, name="dev_loss", step=step, value=loss))
@@ -52,6 +52,10 @@ def test_from_an_override_to_training_again(client: TestClient, project: Project
     answer(verdicts, pick(verdicts, "a"), "b")
     for url in ("/p/demo/train", f"/p/demo/train/snapshots/{snapshot.id}", f"/p/demo/runs/{run.id}/panel/sft"):
         assert "1 label changed since" in " ".join(client.get(url).text.split())
+    mark = client.get(f"/p/demo/train/checkpoints/{trained.id}/stale").text
+    assert "1 label changed since" in " ".join(mark.split()) and "Train again" in mark
+    assert f"train/checkpoints/{trained.id}/stale" in client.get(f"/p/demo/checkpoints/{trained.id}").text
+    assert "changed" not in client.get(f"/p/demo/train/checkpoints/{trained.parent_id}/stale").text
     again = client.post(f"/p/demo/train/runs/{run.id}/again")
     assert again.status_code == 200 and "waits for" in again.text
     with transaction() as session:
