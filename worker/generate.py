@@ -18,9 +18,9 @@ from sqlmodel import col, select
 from app.checkpoints.arms import find_or_make_arm, put_before
 from app.checkpoints.chat import ChatAnswer, chat_body
 from app.checkpoints.endpoints import target_of
-from app.checkpoints.models import Arm, Endpoint
+from app.checkpoints.models import Arm, Checkpoint, Endpoint
 from app.checkpoints.naming import store_named
-from app.db import get
+from app.db import clean_text, get
 from app.errors import AppError, Invalid
 from app.grading.recipes import GradingRecipe
 from app.pairs.models import Completion, Pair, PairSet
@@ -30,7 +30,7 @@ from app.prompts.strict_format import score_by_rule
 from worker.checkpoints import weights_of
 from worker.endpoint import ask_all
 from worker.job import Job
-from worker.llm import LocalModel, RewardScorer, Sample, batch_seed, clean_text, plan_batches
+from worker.llm import LocalModel, RewardScorer, Sample, batch_seed, plan_batches
 
 CHUNK = 500
 SHOWN = 6  # completions on the run's film strip
@@ -94,6 +94,11 @@ def pick_prompts(job: Job, recipe: GenerateRecipe | GradingRecipe, limit: int | 
 def _arms(job: Job, recipe: GenerateRecipe) -> list[Arm]:
     decoding = recipe.decoding.model_dump()
     with job.write() as session:
+        for key in (recipe.checkpoint, recipe.other_checkpoint):
+            if key is not None and get(session, Checkpoint, key).role != "policy":
+                raise Invalid(
+                    f"Checkpoint {key} is a reward model, which scores texts and writes none: choose a policy."
+                )
         arms = [
             find_or_make_arm(
                 session, job.project_id, checkpoint=recipe.checkpoint, endpoint=recipe.endpoint, system=recipe.system,

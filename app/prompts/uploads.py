@@ -15,7 +15,6 @@ from app.config import settings
 from app.db import reading
 from app.errors import AppError, Invalid
 from app.projects.access import RolePolicy
-from app.runs.recipe import Recipe
 
 
 class TooLarge(AppError):
@@ -96,8 +95,3 @@ def _fresh_path(name: str) -> Path:
     """A place of its own, so that the file keeps its name (which names the set, and tells its format)."""
     plain = re.sub(r"[^\w.-]+", "-", Path(name.replace("\\", "/")).name).strip(".-")[-80:] or "upload"
     return settings().folder("uploads", uuid.uuid4().hex[:12]) / plain
-
-
-def recipe_name(values: dict[str, Any], recipe: type[Recipe]) -> dict[str, Any]:
-    """The values a recipe knows."""
-    return {name: value for name, value in values.items() if name in recipe.model_fields}

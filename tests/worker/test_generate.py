@@ -8,7 +8,7 @@ import pytest
 from sqlmodel import col, select
 
 from app.checkpoints.endpoints import make_endpoint
-from app.checkpoints.models import Arm
+from app.checkpoints.models import Arm, Checkpoint
 from app.db import get, reading, transaction
 from app.pairs.models import Completion, Pair, PairSet
 from app.pairs.recipes import GenerateRecipe
@@ -150,6 +150,14 @@ def test_only_the_asked_splits_are_read(demo: Project) -> None:
     assert len(written(run)) == 4
     with reading() as session:
         assert outputs(session, run.id, "pair_set") == []
+
+
+def test_a_reward_model_writes_nothing(demo: Project) -> None:
+    scorer = tiny_checkpoint(demo)
+    with transaction() as session:
+        get(session, Checkpoint, scorer).role = "reward"
+    run = do(demo.id, "generate", prompt_set=prompt_set(demo, 3), checkpoint=scorer)
+    assert run.status == "failed" and "choose a policy" in str(run.error)
 
 
 def test_greedy_twins_make_no_pair(demo: Project) -> None:
