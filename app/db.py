@@ -46,6 +46,7 @@ class Utc(sa.types.TypeDecorator[datetime]):
 
     impl = sa.DateTime(timezone=True)
     cache_ok = True
+    python_type = datetime
 
     def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
         return value.astimezone(UTC) if value else None
@@ -105,6 +106,11 @@ def long_text(*, nullable: bool = False, default: Any = ...) -> Any:
     return Field(default=None if nullable else default, sa_type=cast(Any, sa.Text), nullable=nullable)
 
 
+def clean_text(text: str) -> str:
+    """Text that every database stores: NUL and lone surrogates become the replacement character."""
+    return text.replace("\x00", "\ufffd").encode("utf-8", "replace").decode("utf-8")
+
+
 def make_engine(url: str) -> sa.Engine:
     """An engine whose SQLite connections begin explicitly: IMMEDIATE for writers, plain for readers."""
     if not url.startswith("sqlite"):
@@ -116,6 +122,13 @@ def make_engine(url: str) -> sa.Engine:
         connection.isolation_level = None  # the driver's own BEGIN loses updates
         for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=30000"):
             connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "before_cursor_execute")
+    def _refuse_nul(_connection: Any, _cursor: Any, statement: str, given: Any, _context: Any, is_many: bool) -> None:
+        # rows inserted at once with RETURNING come as one flat tuple, and still count as many
+        for values in given if is_many and isinstance(next(iter(given), None), tuple | list) else [given]:
+            if any(isinstance(one, str) and "\x00" in one for one in values):  # as Postgres does
+                raise sa.exc.DataError(statement, given, ValueError("a text holds a NUL character"))
 
     @event.listens_for(engine, "begin")
     def _begin(connection: sa.Connection) -> None:

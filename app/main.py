@@ -1,5 +1,6 @@
 """create_app(): the slices' routers in the order of the work, middleware, and how errors are shown."""
 
+import json
 import logging
 import uuid
 from collections.abc import Awaitable, Callable
@@ -8,7 +9,7 @@ from urllib.parse import quote, urlsplit
 import sqlalchemy as sa
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, RedirectResponse, Response
+from fastapi.responses import RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -67,7 +68,8 @@ def create_app() -> FastAPI:
     app.add_exception_handler(HTTPException, _show_http_error)
     app.add_exception_handler(RequestValidationError, _show_invalid)
     app.add_exception_handler(sa.exc.OperationalError, _show_database_away)
-    app.add_exception_handler(sa.exc.DataError, _show_unstorable)
+    for unstorable in (sa.exc.DataError, OverflowError, UnicodeEncodeError):  # what the two drivers raise
+        app.add_exception_handler(unstorable, _show_unstorable)
     app.add_exception_handler(Exception, _show_crash)
     return app
 
@@ -97,7 +99,7 @@ def is_cross_site(request: Request) -> bool:
     if site is not None:
         return site not in {"same-origin", "none"}
     origin = request.headers.get("origin")
-    return origin is not None and urlsplit(origin).netloc != request.headers.get("host", "")
+    return origin is not None and origin.partition("://")[2] != request.headers.get("host", "")
 
 
 def wants_json(request: Request) -> bool:
@@ -109,10 +111,16 @@ def wants_json(request: Request) -> bool:
     )
 
 
+def is_page(request: Request) -> bool:
+    """Whether the sender shows what it gets as a whole page."""
+    return not wants_json(request) and "hx-request" not in request.headers
+
+
 def _error(request: Request, error: AppError) -> Response:
+    error.message = error.message.encode("utf-8", "replace").decode()  # it may quote half a character
     if wants_json(request):
         content = {"error": error.message, "fields": error.fields}
-        return JSONResponse(content, status_code=error.status_code)
+        return Response(json.dumps(content), error.status_code, media_type="application/json")
     template = "_error.html" if request.headers.get("hx-request") else "error.html"
     if error.status_code >= 500:
         request.state.member = None  # the rail would ask the database, which may be what failed
@@ -123,7 +131,7 @@ def _error(request: Request, error: AppError) -> Response:
 
 async def _show_app_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, AppError)
-    if isinstance(error, NotSignedIn) and request.method == "GET" and not wants_json(request):
+    if isinstance(error, NotSignedIn) and request.method == "GET" and is_page(request):
         there = request.url.path + (f"?{request.url.query}" if request.url.query else "")
         return RedirectResponse(f"/login?next={quote(there)}", status_code=303)
     return _error(request, error)

@@ -15,7 +15,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from sqlmodel import Session
 
-from app.db import reading
+from app.db import MAX_ID, reading
 from app.errors import Invalid
 from app.html import html
 
@@ -153,7 +153,7 @@ def _fetch(
     if sort:
         query = query.add_columns(sort[0].label("_sort"))
     if after:
-        value, last = _read_cursor(after)
+        value, last = _read_cursor(after, sort[0].type.python_type if sort else None)
         beyond = key < last if is_down else key > last
         if sort and value is not None:
             further = sort[0] < value if is_down else sort[0] > value
@@ -179,13 +179,17 @@ def _write_cursor(value: Any, key: int) -> str:
     return base64.urlsafe_b64encode(json.dumps([value, key]).encode()).decode()
 
 
-def _read_cursor(text: str) -> tuple[Any, int]:
+def _read_cursor(text: str, sorted_by: type | None) -> tuple[Any, int]:
+    """The last row's sort value and key; anybody may write one, so its types are checked."""
     try:
         value, key = json.loads(base64.urlsafe_b64decode(text.encode()))
         if isinstance(value, dict):
             value = datetime.fromisoformat(value["at"])
+        kinds = (int, float) if sorted_by is float else sorted_by
+        if not (value is None or (kinds and isinstance(value, kinds))) or not -MAX_ID <= int(key) <= MAX_ID:
+            raise ValueError("a cursor of another table")
         return value, int(key)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise Invalid("This page of the table does not exist: go back to its first page.") from error
 
 
@@ -228,6 +232,6 @@ def _cell(value: Any) -> Any:
     """A CSV cell that no spreadsheet takes for a formula."""
     if isinstance(value, (dict, list)):
         value = json.dumps(value, ensure_ascii=False)
-    if isinstance(value, str) and value[:1] in {"=", "+", "-", "@", "\t", "\r"}:
+    if isinstance(value, str) and value[:1] in {"=", "+", "-", "@", "\t", "\r", "\n"}:
         return "'" + value
     return value

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlmodel import Session, col
 
 from app.config import settings
-from app.db import get, now, reading, transaction
+from app.db import clean_text, get, now, reading, transaction
 from app.recipes import read_recipe
 from app.runs.models import LogLine, Metric, Run, Sampled
 from app.runs.queue import drop_metrics_after, fence, record_output
@@ -76,7 +76,7 @@ class Job:
     def log(self, text: str, level: str = "info") -> None:
         """Adds a line to the run's log."""
         with self.write() as session:
-            session.add(LogLine(run_id=self.run_id, attempt=self.attempt, level=level, text=text))
+            session.add(LogLine(run_id=self.run_id, attempt=self.attempt, level=level, text=clean_text(text)))
 
     def metric(self, step: int, **values: float) -> None:
         """Stores points of curves; a value that is not finite becomes NULL. A step said twice keeps the later value."""
@@ -101,8 +101,9 @@ class Job:
         """Adds (prompt, text, reward) of the fixed prompts to the film strip."""
         with self.write() as session:
             session.execute(sa.delete(Sampled).where(col(Sampled.run_id) == self.run_id, col(Sampled.step) == step))
-            for place, (prompt, text, reward) in enumerate(rows):
-                row = Sampled(run_id=self.run_id, step=step, place=place, prompt=prompt, text=text, reward=reward)
+            for place, (prompt, said, reward) in enumerate(rows):
+                asked, text = clean_text(prompt), clean_text(said)
+                row = Sampled(run_id=self.run_id, step=step, place=place, prompt=asked, text=text, reward=reward)
                 session.add(row)
 
     def made(self, session: Session, noun: str, key: int, sha256: str = "") -> None:

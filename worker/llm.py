@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from app.db import clean_text
 from app.errors import AppError, Invalid
 from worker.loading import Weights, device, encode_prompt, load_full, load_reward, load_tokenizer, render_prompt
 from worker.ppo import end_ids_of, pad_left
@@ -30,11 +31,6 @@ class Sample:
     n_tokens: int
     stop_reason: str  # "stop" or "length"
     is_prompt_truncated: bool
-
-
-def clean_text(text: str) -> str:
-    """Text that every database stores: NUL and lone surrogates become the replacement character."""
-    return text.replace("\x00", "\ufffd").encode("utf-8", "replace").decode("utf-8")
 
 
 def plan_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:

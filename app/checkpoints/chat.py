@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from app.db import clean_text
 from app.net import NoAnswer, Reply, Transport
 
 Body = dict[str, Any]
@@ -123,7 +124,7 @@ def read_reply(reply: Reply, target: Target, body: Body) -> tuple[ChatAnswer, bo
         return ChatAnswer(failure=said, status=200), True
     tokens_in, tokens_out, is_estimated = _usage(found, body, text)
     return ChatAnswer(
-        text=clean(text), stop_reason=str(choices[0].get("finish_reason") or "stop"), tokens_in=tokens_in,
+        text=clean_text(text), stop_reason=str(choices[0].get("finish_reason") or "stop"), tokens_in=tokens_in,
         tokens_out=tokens_out, are_tokens_estimated=is_estimated, cost_usd=target.cost_usd(tokens_in, tokens_out),
         status=200, choice=choices[0], n_choices=len(choices),
     ), False  # fmt: skip
@@ -150,12 +151,7 @@ def _error_text(body: bytes) -> str:
 
 
 def _shown(body: bytes) -> str:
-    return clean(" ".join(body[:400].decode("utf-8", "replace").split()))[:200]
-
-
-def clean(text: str) -> str:
-    """Text that every database stores: NUL and lone surrogates become the replacement character."""
-    return text.replace("\x00", "\ufffd").encode("utf-8", "replace").decode("utf-8")
+    return clean_text(" ".join(body[:400].decode("utf-8", "replace").split()))[:200]
 
 
 def redact(text: str, key: str | None) -> str:

@@ -11,7 +11,7 @@ from sqlmodel import Session, SQLModel, col, select
 
 from app import __version__
 from app.config import settings
-from app.db import after_commit, db_now, get, now
+from app.db import MAX_ID, after_commit, clean_text, db_now, get, now
 from app.errors import AppError, Conflict, Unavailable
 from app.runs.models import ENDED, LogLine, Metric, Run, RunIo, RunNeed
 from app.runs.recipe import Recipe, sha256_of
@@ -72,7 +72,8 @@ def launch(
 def check_reference(session: Session, noun: str, key: int, project_id: int) -> None:
     """Raises NoRow unless `noun` has this id within the project."""
     table = Run.metadata.tables[noun]
-    owner = session.execute(sa.select(table.c.project_id).where(table.c.id == key)).scalar()
+    known = sa.select(table.c.project_id).where(table.c.id == key)
+    owner = session.execute(known).scalar() if 0 < key <= MAX_ID else None
     if owner != project_id:
         raise NoRow(f"There is no {noun.replace('_', ' ')} {key} in this project.")
 
@@ -169,6 +170,7 @@ def fence(session: Session, run_id: int, attempt: int) -> None:
 def finish(session: Session, run_id: int, attempt: int, status: str, error: str | None = None) -> None:
     """Ends an attempt as done, failed or cancelled, and wakes whoever waited for it. Raises Fenced."""
     fence(session, run_id, attempt)
+    error = None if error is None else clean_text(error)
     session.execute(
         sa.update(Run).where(col(Run.id) == run_id)
         .values(status=status, error=error, slot=None, lease_until=None, ended_at=now())
@@ -185,7 +187,7 @@ def give_back(session: Session, run_id: int, attempt: int, *, is_death: bool, wh
     fence(session, run_id, attempt)
     run = get(session, Run, run_id)
     session.refresh(run)
-    run.deaths += int(is_death)
+    run.deaths, why = run.deaths + int(is_death), clean_text(why)
     session.add(LogLine(run_id=run_id, attempt=attempt, level="warning", text=why))
     run.slot, run.lease_until, run.worker = None, None, None
     if run.is_cancel_asked:

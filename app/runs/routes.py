@@ -1,14 +1,16 @@
 """Runs: the list, one run's page with live progress and curves, cancel, resume, and its numbers as JSON."""
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
+import sqlalchemy as sa
 import yaml
 from fastapi import APIRouter, Query, Request
-from fastapi.responses import RedirectResponse, Response
+from fastapi.responses import RedirectResponse, Response, StreamingResponse
 from sqlmodel import Session, SQLModel, col, select
 
-from app.db import Db, db_now, get
+from app.db import Db, db_now, get, reading
 from app.errors import NotFound
 from app.html import html
 from app.projects.access import Member, Researcher, Viewer
@@ -158,14 +160,15 @@ def show_samples(request: Request, member: Viewer, session: Db, run_id: int, ste
 
 
 @router.get("/p/{project}/runs/{run_id}/curves")
-def show_curves(request: Request, member: Viewer, session: Db, run_id: int) -> Response:
+def show_curves(
+    request: Request, member: Viewer, session: Db, run_id: int, beside: Annotated[list[int] | None, Query()] = None
+) -> Response:
     """The figures of a run; asks again until there is something to draw."""
     run = project_run(session, member, run_id)
     same = select(Run.id, Run.title).where(Run.project_id == run.project_id, Run.kind == run.kind, Run.id != run.id)
     others = session.exec(same.order_by(col(Run.id).desc()).limit(20)).all()
-    beside = [int(one) for one in request.query_params.getlist("beside") if one.isdigit()]
     figures = list_figures(session, run.id)
-    return html(request, "runs/_curves.html", run=run, figures=figures, others=others, beside=beside)
+    return html(request, "runs/_curves.html", run=run, figures=figures, others=others, beside=beside or [])
 
 
 @router.get("/p/{project}/runs/{run_id}/curves.json")
@@ -185,12 +188,23 @@ def curves(
 def download_metrics(member: Viewer, session: Db, run_id: int) -> Response:
     """Every stored point as CSV."""
     run = project_run(session, member, run_id)
-    points = select(Metric).where(Metric.run_id == run.id).order_by(col(Metric.name), col(Metric.step))
-    lines = ["name,step,value,at"] + [
-        f"{m.name},{m.step},{'' if m.value is None else repr(m.value)},{m.at.isoformat()}" for m in session.exec(points)
-    ]
     headers = {"Content-Disposition": f'attachment; filename="run-{run.id}-metrics.csv"'}
-    return Response("\n".join(lines) + "\n", media_type="text/csv; charset=utf-8", headers=headers)
+    return StreamingResponse(_metric_lines(run.id), media_type="text/csv; charset=utf-8", headers=headers)
+
+
+def _metric_lines(run_id: int) -> Iterator[str]:
+    """Keyset pages through short sessions: a long run has millions of points."""
+    yield "name,step,value,at\n"
+    place, after = sa.tuple_(col(Metric.name), col(Metric.step)), ("", 0)
+    while True:
+        with reading() as session:
+            page = select(Metric).where(Metric.run_id == run_id, place > sa.tuple_(*after)).limit(5000)
+            points = session.exec(page.order_by(col(Metric.name), col(Metric.step))).all()
+        if not points:
+            return
+        for m in points:
+            yield f"{m.name},{m.step},{'' if m.value is None else repr(m.value)},{m.at.isoformat()}\n"
+        after = (points[-1].name, points[-1].step)
 
 
 @router.get("/p/{project}/runs/{run_id}.json")

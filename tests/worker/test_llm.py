@@ -7,7 +7,7 @@ import torch
 
 from app.errors import AppError, Invalid
 from tests.worker.tiny import write_tiny
-from worker.llm import FALLBACK, LocalModel, RewardScorer, batch_seed, clean_text, plan_batches
+from worker.llm import FALLBACK, LocalModel, RewardScorer, batch_seed, plan_batches
 from worker.loading import Weights, load_reward
 from worker.saving import save_folder
 
