@@ -111,5 +111,7 @@ def test_every_module_says_what_it_is() -> None:
 def test_templates_hold_no_inline_script_or_style(path: Path) -> None:
     text = path.read_text()
     assert not re.search(r"<script(?![^>]*\bsrc=)", text)
-    assert not re.search(r"<style|\sstyle=|\son[a-z]+=", text)
+    # the report as one file to keep carries its own style sheet: it is opened from a disk, under no policy of ours
+    inline = r"\sstyle=|\son[a-z]+=" if path.name == "standalone.html" else r"<style|\sstyle=|\son[a-z]+="
+    assert not re.search(inline, text)
     assert "|safe" not in text.replace(" ", "")
