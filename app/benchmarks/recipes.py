@@ -48,6 +48,10 @@ class BenchmarkRecipe(Recipe):
     use_chat_template: bool = Field(False, title="Use the chat template")
     max_truncated: float = Field(0.2, ge=0, le=1, title="Stop when more than this share of items is truncated")
 
+    def title(self) -> str:
+        """The benchmark's name, where the run has none of its own."""
+        return self.name or self.benchmark.replace("_", " ")
+
     @model_validator(mode="after")
     def _has_what_it_needs(self) -> "BenchmarkRecipe":
         if self.benchmark == "strict_format" and self.prompt_set is None:

@@ -190,6 +190,7 @@ def show_item(request: Request, member: Viewer, session: Db, benchmark_id: int, 
     found = session.exec(
         select(Score)
         .where(col(Score.run_id).in_([one.run_id for one in scored]), Score.item == score.item)
+        .where(col(Score.arm_id).in_([one.arm.id for one in scored]))
         .order_by(col(Score.metric), col(Score.sample))
     ).all()
     of_run: dict[int, dict[str, list[Score]]] = {}

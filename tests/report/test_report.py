@@ -1,0 +1,220 @@
+"""The report of a tiny study that really ran: what it prints, what it badges, and what it does not invent."""
+
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlmodel import col, select
+from starlette.testclient import TestClient
+
+from app.accounts.logins import COOKIE, make_account, make_login
+from app.accounts.models import Account
+from app.benchmarks.scores import read_levels
+from app.db import get, now, reading, transaction
+from app.experiments.advance import advance_all
+from app.experiments.models import Experiment
+from app.experiments.start import start_experiment
+from app.grading.models import Grade, GradeItem, Grading
+from app.report.arms import read_material
+from app.report.report import read_report
+from app.report.results import result_lines, result_table
+from app.report.signals import training_signals
+from app.runs.queue import claim
+from tests.benchmarks.rows import fresh_project
+from tests.conftest import forget_settings
+from worker.child import work
+
+FILE = (Path(__file__).parent / "study.yaml").read_text()
+
+
+def run_to_the_end(experiment_id: int) -> None:
+    """What the ticker and a worker do, in this process."""
+    for _ in range(200):
+        advance_all()
+        with transaction() as session:
+            run = claim(session, ["gpu", "io", "cpu"], "test worker", None)
+        if run is not None:
+            assert work(run.id, run.attempt) == "done", read_error(run.id)
+        with reading() as session:
+            if get(session, Experiment, experiment_id).status != "running":
+                return
+    raise AssertionError("the experiment did not end")
+
+
+def read_error(run_id: int) -> str | None:
+    from app.runs.models import Run
+
+    with reading() as session:
+        return get(session, Run, run_id).error
+
+
+@pytest.fixture(scope="module")
+def study(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with the study run twice: experiment 1 with one seed, experiment 2 with two (the first is reused)."""
+    folder = tmp_path_factory.mktemp("study")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFLAB_DATA", str(folder))
+        forget_settings()
+        shutil.copy(sqlite_template, folder / "preflab.db")
+        project = fresh_project()
+        for seeds in ([1], [1, 2]):
+            with transaction() as session:
+                experiment = start_experiment(session, project.id, FILE, seeds=seeds)
+            run_to_the_end(experiment.id)
+        forget_settings()
+    with sqlite3.connect(folder / "preflab.db") as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.close()
+    return folder / "preflab.db"
+
+
+@pytest.fixture
+def studied(study: Path, data_dir: Path) -> None:
+    """A copy of the study's database for this test alone."""
+    shutil.copy(study, data_dir / "preflab.db")
+    forget_settings()
+
+
+@pytest.fixture
+def reader(studied: None) -> Iterator[TestClient]:
+    """The owner's browser."""
+    from app.main import create_app
+
+    with transaction() as session:
+        cookie = make_login(session, session.exec(select(Account)).one(), "session")
+    with TestClient(create_app(), base_url="http://127.0.0.1", cookies={COOKIE: cookie}) as client:
+        yield client
+
+
+def test_one_seed_speaks_of_a_checkpoint_and_the_headline_is_no_training_signal(reader: TestClient) -> None:
+    page = reader.get("/p/demo/report/1")
+    assert page.status_code == 200
+    assert "this checkpoint" in page.text and "this method" not in page.text
+    found = reader.get("/p/demo/report/1.json").json()
+    assert found["headline"] == [["demo_facts", "acc"]]
+    badged = {(one["name"], m["metric"]) for one in found["benchmarks"] for m in one["metrics"] if m["training_signal"]}
+    assert badged == {
+        ("strict_format", name) for name in ("format", "accuracy", "format_greedy", "accuracy_greedy")
+    }  # fmt: skip
+    head = page.text.partition('id="found"')[2].partition('id="results"')[0]
+    assert "Demo facts" in head and "trict format" not in head
+    assert page.text.count("badge-training-signal") >= 8
+
+
+def test_people_are_never_invented(reader: TestClient) -> None:
+    page = reader.get("/p/demo/report/1").text
+    found = reader.get("/p/demo/report/1.json").json()
+    grading, audit = found["gradings"][0], found["audits"][0]
+    assert grading["n_graded"] == 0 and grading["is_sealed"] and "compared" not in grading
+    assert audit["n_audited"] == 0 and audit["agreement"] is None
+    assert f"0 of {grading['n_planned']} graded" in page and "0 of 10 audited" in page
+    assert "Blind win rates" not in page and "kappa" not in page
+
+
+def test_numbers_are_those_of_the_stored_scores(studied: None) -> None:
+    with reading() as session:
+        experiment = get(session, Experiment, 1)
+        rows = result_table(session, experiment)
+        levels = read_levels(session, [cell.run_id for row in rows for cell in row.values.values() if cell])
+    assert [(row.arm, row.seed) for row in rows] == [("base", 1), ("DPO", 1)]
+    assert list(rows[0].values) == [
+        "format, sampled", "accuracy, sampled", "4-choice", "format, greedy", "accuracy, greedy",
+    ]  # fmt: skip
+    for row in rows:
+        cell = row.values["format, sampled"]
+        assert cell is not None and cell.level == levels[cell.run_id, "format", ""]
+        assert cell.level.n_text == "12 × 2"
+    base, dpo = (row.values["4-choice"] for row in rows)
+    assert base is not None and dpo is not None and base.difference is None and dpo.difference is not None
+    assert dpo.difference.n == 40
+    assert dpo.level.interval is not None and base.level.interval is not None
+    assert dpo.difference.value == pytest.approx(dpo.level.interval.value - base.level.interval.value)
+    lines = result_lines(rows)
+    assert lines[0].split()[:2] == ["arm", "seed"] and lines[-1].startswith("DPO") and "n = 24" in "\n".join(lines)
+
+
+def test_budgets_count_everything_an_arm_grew_from(studied: None) -> None:
+    with reading() as session:
+        report = read_report(session, get(session, Experiment, 1))
+    base, dpo = report.arms
+    assert dpo.start == dpo.reference == "base"
+    assert "pairs" in dpo.data and base.data == "4,800 documents"
+    assert "generated_tokens" not in dpo.own_cost and dpo.whole_cost["generated_tokens"] > 0
+    assert dpo.whole_cost["judge_calls"] > 0 and "judge_calls" not in base.whole_cost
+    assert dpo.whole_cost["cpu_seconds"] > base.whole_cost["cpu_seconds"]
+    assert report.budget["generated_tokens"] > dpo.whole_cost["generated_tokens"]  # benchmarks and grading too
+
+
+def test_curves_rewards_and_completions_are_there(reader: TestClient) -> None:
+    found = reader.get("/p/demo/report/1.json").json()
+    assert {"base: loss", "DPO: loss", "reward: loss"} <= {one["title"] for one in found["curves"]}
+    counts = {arm: sum(bar["count"] for bar in bars) for arm, bars in found["rewards"]["bins"].items()}
+    assert counts == {"base": 24, "DPO": 24}
+    assert len(found["examples"]) == 4
+    assert all(set(one["said"]) == {"base", "DPO"} and one["reference"] for one in found["examples"])
+    page = reader.get("/p/demo/report/1").text
+    assert "<polyline" in page and found["examples"][0]["prompt"] in page
+
+
+def test_two_seeds_show_each_and_their_spread(reader: TestClient) -> None:
+    page = reader.get("/p/demo/report/2").text
+    assert "this method" in page and "this checkpoint" not in page
+    found = reader.get("/p/demo/report/2.json").json()
+    assert [(row["arm"], row["seed"]) for row in found["results"]] == [
+        ("base", 1), ("base", 2), ("DPO", 1), ("DPO", 2),
+    ]  # fmt: skip
+    facts = next(one for one in found["benchmarks"] if one["name"] == "demo_facts")["metrics"][0]
+    values = [score["value"] for score in facts["scores"] if score["arm"] == "DPO"]
+    spread = facts["over_seeds"]["DPO"]["level"]
+    assert spread["n"] == 2 and spread["mean"] == pytest.approx(sum(values) / 2)
+    assert (spread["low"], spread["high"]) == (min(values), max(values))
+    assert any("steps reuse runs" in one for one in found["limits"])
+
+
+def test_a_closed_grading_shows_its_win_rates_and_who_was_simulated(reader: TestClient) -> None:
+    with transaction() as session:
+        robot = make_account(session, "robot", "correct horse")
+        robot.is_simulated = True
+        session.add(robot)
+        session.flush()
+        grading = session.exec(select(Grading).order_by(col(Grading.id))).first()
+        assert grading is not None
+        items = session.exec(select(GradeItem).where(GradeItem.grading_id == grading.id, ~GradeItem.is_identical)).all()
+        session.add_all(Grade(item_id=item.id, account_id=robot.id, choice="left") for item in items)
+        grading.closed_at = now()
+        session.add(grading)
+    page = reader.get("/p/demo/report/1").text
+    assert "Blind win rates" in page and "badge-simulated" in page
+
+
+def test_the_file_needs_nothing_else(reader: TestClient) -> None:
+    page = reader.get("/p/demo/report/1.html")
+    assert "attachment" in page.headers["Content-Disposition"]
+    assert "/static/" not in page.text and "<script" not in page.text and "@import" not in page.text
+    assert "--arm-dpo" in page.text and "Tiny study" in page.text
+
+
+def test_signals_are_found_from_what_was_trained_on(studied: None) -> None:
+    with reading() as session:
+        material = read_material(session, get(session, Experiment, 1))
+        found = training_signals(session, material)
+    assert ("strict_format", "format") in found and ("demo_facts", "acc") not in found
+    assert "10% flipped" in found["strict_format", "format"]
+
+
+def test_a_report_before_anything_has_ended_says_so(studied: None, reader: TestClient) -> None:
+    with transaction() as session:
+        fresh = start_experiment(session, 1, FILE.replace("Tiny study", "Another study"), seeds=[9])
+    page = reader.get(f"/p/demo/report/{fresh.id}")
+    assert page.status_code == 200 and "No arm has a checkpoint yet" in page.text
+    assert "14 of 14 steps have not ended" in page.text
+    with reading() as session:
+        assert result_lines(result_table(session, fresh)) == ["No arm has a checkpoint yet."]
+
+
+def test_the_list_links_to_each_report(reader: TestClient) -> None:
+    assert 'href="/p/demo/report/1"' in reader.get("/p/demo/report").text
+    assert len(reader.get("/p/demo/report.json").json()["rows"]) == 2
+    assert reader.get("/p/demo/report/77").status_code == 404
