@@ -13,7 +13,7 @@ from app import __version__
 from app.config import settings
 from app.db import MAX_ID, after_commit, clean_text, db_now, get, now
 from app.errors import AppError, Conflict, Unavailable
-from app.runs.models import ENDED, LogLine, Metric, Run, RunIo, RunNeed
+from app.runs.models import ENDED, LIVE, LogLine, Metric, Run, RunIo, RunNeed
 from app.runs.recipe import Recipe, sha256_of
 
 log = logging.getLogger(__name__)
@@ -45,12 +45,9 @@ def launch(
 
     Raises NoRow when the recipe points at rows the project does not have.
     """
-    if form_key:
-        same = session.exec(select(Run).where(Run.form_key == form_key)).first()
-        if same is not None:
-            if same.project_id != project_id:
-                raise Conflict("This form was already sent for another project: reload the page.")
-            return same
+    same = _sent_before(session, form_key, project_id)
+    if same is not None:
+        return same
     for noun, key in recipe.references():
         check_reference(session, noun, key, project_id)
     stored = recipe.stored()
@@ -59,14 +56,27 @@ def launch(
         recipe=stored, recipe_sha256=sha256_of(stored), form_key=form_key, priority=priority, account_id=account_id,
         code_version=__version__, packages=package_versions(),
     )  # fmt: skip
-    session.add(run)
-    session.flush()
+    try:
+        with session.begin_nested():
+            session.add(run)
+    except sa.exc.IntegrityError:
+        same = _sent_before(session, form_key, project_id)  # the other half of a double click was quicker
+        if same is None:
+            raise
+        return same
     for needed in set(needs):
         session.add(RunNeed(run_id=run.id, needs_id=needed))
     for noun, key in dict.fromkeys(recipe.references()):
         session.add(RunIo(run_id=run.id, is_output=False, noun=noun, ref_id=key))
     wake(session, run)
     return run
+
+
+def _sent_before(session: Session, form_key: str | None, project_id: int) -> Run | None:
+    same = session.exec(select(Run).where(Run.form_key == form_key)).first() if form_key else None
+    if same is not None and same.project_id != project_id:
+        raise Conflict("This form was already sent for another project: reload the page.")
+    return same
 
 
 def check_reference(session: Session, noun: str, key: int, project_id: int) -> None:
@@ -202,9 +212,11 @@ def give_back(session: Session, run_id: int, attempt: int, *, is_death: bool, wh
 
 def sweep(session: Session) -> int:
     """Takes back runs whose lease is over and fails those whose need failed. Returns how many rows it changed."""
+    # Locked, since a lease may be renewed between this look and the taking back; and no two tickers wait on each other.
     lost = session.execute(
         sa.select(col(Run.id), col(Run.attempt))
         .where(col(Run.status) == "running", col(Run.lease_until) < db_now(session))
+        .with_for_update(skip_locked=True)
     ).all()  # fmt: skip
     n = 0
     for run_id, attempt in lost:
@@ -231,7 +243,9 @@ def cancel(session: Session, run: Run) -> None:
     """Asks a run to stop; one that has not started ends at once."""
     if run.status in ENDED:
         raise Conflict(f"Run {run.id} is already {run.status}.")
-    session.execute(sa.update(Run).where(col(Run.id) == run.id).values(is_cancel_asked=True))
+    asked = sa.update(Run).where(col(Run.id) == run.id, col(Run.status).in_(LIVE)).values(is_cancel_asked=True)
+    if session.execute(asked).rowcount != 1:  # type: ignore[attr-defined]
+        raise Conflict(f"Run {run.id} has just ended: reload the page.")
     session.execute(
         sa.update(Run)
         .where(col(Run.id) == run.id, col(Run.status) == "queued")
