@@ -30,9 +30,7 @@ def prepare_grading(job: Job) -> None:
         ids = [arm.id for arm in arms]
         grading = make_grading(session, recipe, job.project_id, job.run_id, job.seed, ids, written)
         job.made(session, "grading", grading.id)
-        said = (
-            f"{grading.planned_n} items to grade, {grading.n_identical} more are identical: ties, never shown"
-        )
+        said = f"{grading.planned_n} items to grade, {grading.n_identical} more are identical: ties, never shown"
     job.log(said)
     if grading.planned_n == 0:
         job.log("every completion is the same for all arms: there is nothing to grade", "warning")
