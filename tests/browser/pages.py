@@ -28,7 +28,9 @@ class Page:
     @property
     def name(self) -> str:
         """A file name: `home`, `runs-12`."""
-        return self.url.removeprefix(f"/p/{PROJECT}").strip("/").replace("/", "-").replace("?", "-") or "home"
+        if self.url == "/":
+            return "projects"
+        return self.url.removeprefix(f"/p/{PROJECT}").strip("/").replace("/", "-") or "home"
 
 
 # What stands for a route's parameters, by the route's beginning: SQL whose rows give the values in their order.
@@ -41,20 +43,24 @@ IDS: list[tuple[str, str]] = [
     ("/checkpoints/{}", "SELECT max(id) FROM checkpoint"),
     ("/pairs/{}/{}", "SELECT pair_set_id, id FROM pair ORDER BY id LIMIT 1"),
     ("/pairs/{}", "SELECT id FROM pair_set LIMIT 1"),
-    ("/constitutions/{}/diff/{}", "SELECT a.id, b.id FROM constitution a JOIN constitution b ON b.id > a.id LIMIT 1"),
+    (
+        "/constitutions/{}/diff/{}",
+        "SELECT a.id, b.id FROM constitution a JOIN constitution b USING (name) WHERE a.id < b.id",
+    ),
     ("/constitutions/{}", "SELECT id FROM constitution LIMIT 1"),
     ("/judge/judges/{}", "SELECT id FROM judge LIMIT 1"),
     ("/judge/{}/pairs/{}", "SELECT verdict_set_id, pair_id FROM verdict ORDER BY id LIMIT 1"),
     ("/judge/{}", "SELECT id FROM verdict_set LIMIT 1"),
     ("/review/answers/{}", "SELECT id FROM answer WHERE first IS NOT NULL LIMIT 1"),
     ("/review/{}", "SELECT id FROM queue LIMIT 1"),
+    ("/train/checkpoints/{}", "SELECT max(id) FROM checkpoint"),
     ("/train/snapshots/{}", "SELECT id FROM snapshot LIMIT 1"),
     ("/benchmarks/{}/items/{}", "SELECT benchmark_id, id FROM score ORDER BY id LIMIT 1"),
     ("/benchmarks/{}", "SELECT id FROM benchmark ORDER BY id"),
     ("/grade/item/{}", "SELECT token FROM grade_item ORDER BY id LIMIT 1"),
-    ("/grade/{}", "SELECT id FROM grading LIMIT 1"),
-    ("/experiments/{}", "SELECT id FROM experiment LIMIT 1"),
-    ("/report/{}", "SELECT id FROM experiment LIMIT 1"),
+    ("/grade/{}", "SELECT id FROM grading ORDER BY id"),
+    ("/experiments/{}", "SELECT max(id) FROM experiment"),
+    ("/report/{}", "SELECT max(id) FROM experiment"),
     ("/runs/{}", "SELECT max(id) FROM run WHERE status = 'done' GROUP BY kind ORDER BY 1"),
 ]
 

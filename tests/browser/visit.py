@@ -68,7 +68,11 @@ def visit(
 
 
 def settle(page: Page) -> None:
-    """Waits until what the page asks for on loading has come: fragments, curves."""
+    """Waits until what the page asks for on loading has come: fragments, then curves drawn or said to be empty."""
     page.wait_for_load_state("load")
     page.wait_for_function("() => !document.querySelector('[hx-trigger=\"load\"], .htmx-request')")
+    page.wait_for_function(
+        """() => [...document.querySelectorAll("figure[data-curve]")]
+          .every((one) => one.querySelector(".u-wrap") || one.querySelector("p")?.textContent)"""
+    )
     page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
