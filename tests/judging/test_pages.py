@@ -189,7 +189,7 @@ def test_the_forecast_uses_the_real_prompts_and_what_is_known(client: TestClient
     assert "Choose pairs and a judge" in client.get(url).text
     with ChatServer() as server:
         judge_id = endpoint_judge(project.id, server.origin, usd_per_million_in=10.0)
-        asked = {"judge": judge_id, "pair_set": pairs, "form_key": "x"}
+        asked: dict[str, str | int] = {"judge": judge_id, "pair_set": pairs, "form_key": "x"}
         before = client.get(url, params=asked).text
         assert "30 pairs, 60 calls" in before
         assert "four characters a token" in before
