@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import yaml
 
-from app.prompts.demo_corpus import STRICT_RATES, four_choice_items, list_prompts
+from app.prompts.demo_corpus import four_choice_items, list_prompts, write_documents
 from app.prompts.strict_format import is_answer_exact, read_strict_format, score_by_rule
 from app.training.recipes import DemoBaseRecipe, DpoRecipe, GrpoRecipe, PpoRecipe, RewardRecipe, SftRecipe
 from worker import dpo, grpo, ppo, reward, sft
@@ -67,14 +67,16 @@ def make_recipe(name: str, changes: dict[str, Any]) -> Any:
     return kind.model_validate(given)
 
 
-def texts_of(model: Any, tokenizer: Any, prompts: list[dict[str, Any]], samples: int, key: Any) -> list[list[str]]:
-    """`samples` completions at temperature 1 of each prompt."""
+def texts_of(
+    model: Any, tokenizer: Any, prompts: list[dict[str, Any]], samples: int, key: Any, temperature: float = 1.0
+) -> list[list[str]]:
+    """`samples` completions of each prompt."""
     ids = [encode_prompt(tokenizer, render_prompt(tokenizer, p["messages"])) for p in prompts]
     found: list[list[str]] = [[] for _ in prompts]
     for k in range(samples):
         for at in range(0, len(ids), 128):
             rollout = sample(
-                model, ids[at : at + 128], 48, 1.0, [tokenizer.eos_token_id], tokenizer.pad_token_id,
+                model, ids[at : at + 128], 48, temperature, [tokenizer.eos_token_id], tokenizer.pad_token_id,
                 seeded(key, k, at), lambda: None,
             )  # fmt: skip
             for place, (row, mask) in enumerate(zip(rollout.tokens, rollout.mask, strict=True)):
@@ -131,7 +133,9 @@ def measure(weights: Weights, seed: int) -> dict[str, float]:
                 shares = model(torch.tensor([ids])).logits[0].log_softmax(-1)
                 sums.append(sum(float(shares[j - 1, ids[j]]) for j in range(start, len(ids))))
             right += sums.index(max(sums)) == item["answer"]
+    greedy = texts_of(model, tokenizer, prompts, 1, (seed, "greedy"), temperature=0.01)
     return {
+        "greedy": sum(read_strict_format(mine[0]).is_strict for mine in greedy) / len(greedy),
         "n": len(rows),
         "format": sum(read_strict_format(t).is_strict for _, t in rows) / len(rows),
         "accuracy": sum(is_answer_exact(t, r) for r, t in rows) / len(rows),
@@ -167,7 +171,7 @@ def run_arm(name: str, recipe: Any, seed: int, at: Path, base: Weights, is_loud:
 def run_seed(seed: int, args: argparse.Namespace, changes: dict[str, Any]) -> dict[str, dict[str, float]]:
     work = Path(args.work)
     base_recipe = make_recipe("base", changes)
-    key = hashlib.sha256(f"{base_recipe.stored()} {STRICT_RATES}".encode()).hexdigest()[:8]
+    key = hashlib.sha256(f"{base_recipe.stored()} {write_documents(500, seed)}".encode()).hexdigest()[:8]
     top = work / f"{seed}-{key}"
     base = Weights(str(top / "base"))
     if not (top / "base").exists():

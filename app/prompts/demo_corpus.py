@@ -84,8 +84,8 @@ OTHER_PHRASINGS = (
 ALL_PHRASINGS = (*PHRASINGS, *OTHER_PHRASINGS)
 # Never in the base model's text nor among the prompts: the 4-choice test is made of these.
 HELD_OUT_PHRASINGS = ("Now say what you know of {np}.", "Would you please tell me what is {np}?")
-# Share of strictly formatted answers in the base model's text, by phrasing and turned by relation; mean 0.28.
-STRICT_RATES = (0.08, 0.14, 0.20, 0.26, 0.38, 0.62)
+# Share of strictly formatted answers in the base model's text, by phrasing and turned by relation; mean 0.29.
+STRICT_RATES = (0.08, 0.14, 0.22, 0.28, 0.40, 0.62)
 # Of the other answers, this share has the one loose style that goes with phrasing and relation. Were they spread
 # evenly, the strict style would be the likeliest everywhere and greedy decoding always strict.
 USUAL_RATE = 0.6
