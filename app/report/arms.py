@@ -157,7 +157,8 @@ def _data(material: Material, step: Step) -> str:
         return f"{recipe['steps'] * recipe['prompts_per_step'] * recipe['group_size']:,} fresh rollouts"
     if kind in {"sft", "dpo", "reward"}:
         passes = f" × {recipe['epochs']:g} epochs" if not recipe.get("max_steps") else f", {recipe['max_steps']} steps"
-        return f"{cost.get('labels', 0):,.0f} pairs{passes}"
+        n = int(cost.get("labels", 0))
+        return f"{n:,} {'pair' if n == 1 else 'pairs'}{passes}"
     if kind == "demo_base":
         return f"{recipe['steps'] * recipe['batch_size']:,} documents"
     return "imported" if kind == "import_checkpoint" else ""
@@ -165,14 +166,15 @@ def _data(material: Material, step: Step) -> str:
 
 LEFT_OUT = {
     *("kind", "name", "seed", "start", "reference", "snapshot", "prompt_set", "reward"),
-    *("save_every", "sample_every", "eval_every", "dtype"),
+    *("save_every", "sample_every", "eval_every", "dtype", "role"),
 }
 
 
 def _settings(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The hyperparameters a reader wants to see; the whole recipe is in the run."""
+    left_out = LEFT_OUT if recipe.get("is_lora") else LEFT_OUT | {"lora_rank"}
     return {
-        name: value for name, value in recipe.items() if name not in LEFT_OUT and value not in (None, "", [], False)
+        name: value for name, value in recipe.items() if name not in left_out and value not in (None, "", [], False)
     }
 
 

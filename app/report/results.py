@@ -42,6 +42,7 @@ class MetricResults:
     """One metric of one benchmark over all arms and seeds."""
 
     benchmark: Benchmark
+    title: str  # the benchmark's
     metric: str
     label: str
     chance: float | None
@@ -142,7 +143,9 @@ def _read_one(
             cells[arm.name, arm.seed] = Cell(run_id, level, found)
         label = label_of(benchmark.name, metric)
         signal = signals.get((benchmark.name, metric), "")
-        metrics.append(MetricResults(benchmark, metric, label, chance_of(benchmark, metric), signal, cells))
+        metrics.append(
+            MetricResults(benchmark, title_of(benchmark), metric, label, chance_of(benchmark, metric), signal, cells)
+        )
     return BenchmarkResults(benchmark, title_of(benchmark), metrics, [arm for arm, _ in rows])
 
 
@@ -164,7 +167,7 @@ def table_columns(results: list[BenchmarkResults]) -> list[tuple[str, MetricResu
         rest = [one for one in results if one.benchmark.name not in {name for name, _, _ in FORMAT_COLUMNS}]
     else:
         chosen, rest = [], results
-    return chosen + [(f"{one.title}: {metric.label}", metric) for one in rest for metric in one.metrics[:2]]
+    return chosen + [(f"{one.title}: {metric.label}", metric) for one in rest for metric in one.metrics[:1]]
 
 
 def result_rows(arms: list[ReportArm], columns: list[tuple[str, MetricResults]]) -> list[ResultRow]:

@@ -111,7 +111,7 @@ def _links(session: Session, member: Member, run: Run) -> dict[bool, list[dict[s
     return links
 
 
-@router.get("/p/{project}/runs/{run_id}")
+@router.get("/p/{project}/runs/{run_id:int}")
 def show_run(request: Request, member: Viewer, session: Db, run_id: int) -> Response:
     """One run: it goes on whether or not anybody looks."""
     run = project_run(session, member, run_id)
@@ -207,7 +207,7 @@ def _metric_lines(run_id: int) -> Iterator[str]:
         after = (points[-1].name, points[-1].step)
 
 
-@router.get("/p/{project}/runs/{run_id}.json")
+@router.get("/p/{project}/runs/{run_id:int}.json")
 def show_run_json(member: Viewer, session: Db, run_id: int) -> dict[str, Any]:
     """One run as JSON."""
     return run_as_json(project_run(session, member, run_id))
