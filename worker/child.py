@@ -7,6 +7,8 @@ import threading
 import time
 import traceback
 
+import sqlalchemy as sa
+
 from app.config import settings
 from app.db import transaction
 from app.errors import AppError
@@ -44,8 +46,9 @@ def work(run_id: int, attempt: int) -> str:
     """Does one attempt and ends it in the database; returns the status it ended with."""
     started = time.process_time(), time.monotonic()
     status, error = "done", None
-    job = Job(run_id, attempt)
+    job = None
     try:
+        job = Job(run_id, attempt)
         module, _, name = KINDS[job.recipe.kind].partition(":")
         job.check()
         getattr(importlib.import_module(module), name)(job)
@@ -55,11 +58,14 @@ def work(run_id: int, attempt: int) -> str:
         status, error = "failed", known.message
     except Fenced:
         return "fenced"
+    except sa.exc.OperationalError:
+        raise  # the database was away: another attempt goes on from what is stored
     except Exception:  # noqa: BLE001  the one catch-all: whatever broke is shown on the run's page
         status, error = "failed", traceback.format_exc()
     spent = {"cpu_seconds": time.process_time() - started[0], "wall_seconds": time.monotonic() - started[1]}
     try:
-        job.spend(**spent)
+        if job:
+            job.spend(**spent)
         with transaction() as session:
             finish(session, run_id, attempt, status, error)
     except Fenced:

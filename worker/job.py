@@ -36,6 +36,7 @@ class Job:
         self.seed: int = self.recipe.seed
         self.folder: Path = settings().folder("runs", run_id)
         self._said = 0.0
+        self._total: int | None = None
         self._checked = 0.0
         self._is_cancelled = False
 
@@ -66,12 +67,15 @@ class Job:
     def progress(self, done: int, total: int, note: str = "") -> None:
         """Moves the bar (twice a second at most, and always at the end) and checks for a cancel."""
         self.check()
-        if done < total and time.monotonic() - self._said < 0.5:
+        is_new_count = total != self._total  # an attempt's first, or another part of the work
+        if done < total and not is_new_count and time.monotonic() - self._said < 0.5:
             return
-        self._said = time.monotonic()
+        self._said, self._total = time.monotonic(), total
         with self.write() as session:
             change = sa.update(Run).where(col(Run.id) == self.run_id)
             session.execute(change.values(done=done, total=total, note=note[:200]))
+            if is_new_count:
+                session.execute(change.values(counted_from=done, counted_at=now()))
 
     def log(self, text: str, level: str = "info") -> None:
         """Adds a line to the run's log."""

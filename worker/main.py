@@ -9,6 +9,7 @@ from celery import signals
 
 from app.config import settings
 from app.db import check_schema
+from app.errors import AppError
 from app.runs.broker import celery
 from worker.supervise import Supervisor, tick
 
@@ -28,14 +29,19 @@ def _tick_forever() -> None:
     while not supervisor.is_stopping.wait(1.0):
         try:
             tick(supervisor)
-        except sa.exc.SQLAlchemyError:
+        except sa.exc.OperationalError:
             log.warning("the ticker could not reach the database; trying again", exc_info=True)
+        except Exception:  # a thread that ends would leave this worker without heartbeat and sweep
+            log.exception("a tick failed; going on")
 
 
 @signals.worker_init.connect
 def _start(**_: Any) -> None:
-    check_schema()
     logging.basicConfig(level=settings().log_level)
+    try:
+        check_schema()
+    except AppError as error:
+        raise SystemExit(error.message) from error  # celery only logs any other exception here, and starts
 
 
 @signals.worker_ready.connect

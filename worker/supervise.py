@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 POLL_S = 0.1
 THREADS = 8  # runs a process for `io,cpu` watches at once; celery's concurrency is the same
 GRACE_S = 10.0  # between asking a child to stop and ending it
+LONG_TICK_S = 5.0  # a busy machine alone does not take longer between two ticks
 
 
 @cache
@@ -60,11 +61,24 @@ class Supervisor:
         self.is_stopping = threading.Event()
         self._children: dict[int, subprocess.Popen[bytes]] = {}
         self._lock = threading.Lock()
+        self._ticked_at: float | None = None
+        self._sweep_from = 0.0
 
     def room(self) -> int:
         """How many more runs this process could take now."""
         with self._lock:
             return (len(gpu_slots()) if "gpu" in self.queues else THREADS) - len(self._children)
+
+    def may_sweep(self, clock: float) -> bool:
+        """Not just after this machine slept or the database was away: who holds a lease first gets time to renew it.
+
+        `clock` is the database's; a gap between two ticks on it tells of either.
+        """
+        lease_s = settings().lease_s
+        if self._ticked_at is not None and clock - self._ticked_at > max(lease_s / 2, LONG_TICK_S):
+            self._sweep_from = clock + lease_s
+        self._ticked_at = clock
+        return clock >= self._sweep_from
 
     def run_next(self) -> bool:
         """Claims one run and sees it through; False when there was nothing to claim."""
@@ -112,7 +126,14 @@ class Supervisor:
             with self._lock:
                 self._children.pop(run_id, None)
             _kill(child)
-        self._note_end(run_id, attempt, child.returncode, output)
+        while True:
+            try:
+                self._note_end(run_id, attempt, child.returncode, output)
+                return
+            except sa.exc.OperationalError:
+                log.warning("run %s: the database does not answer; noting its end again", run_id)
+            if self.is_stopping.wait(1.0):
+                return  # its lease will run out
 
     def _wait(self, run_id: int, attempt: int, child: subprocess.Popen[bytes]) -> None:
         """Beats until the child ends; ends it when the run is cancelled, taken over, or this worker is going away."""
@@ -185,8 +206,8 @@ def _tail(path: Path, n: int = 2000) -> str:
     return data[-n:].decode(errors="replace")
 
 
-def beat(queues: list[str]) -> None:
-    """Writes this worker's row."""
+def beat(queues: list[str]) -> float:
+    """Writes this worker's row; returns the time on the database's clock."""
     with transaction() as session:
         row = session.exec(select(Worker).where(Worker.name == worker_name())).first()
         row = row or Worker(name=worker_name(), queues=",".join(queues))
@@ -194,20 +215,21 @@ def beat(queues: list[str]) -> None:
         row.device = f"{count_gpus()} GPU" if count_gpus() else f"CPU, {os.cpu_count()} cores"
         row.beat_at = db_now(session)
         session.add(row)
+    return row.beat_at
 
 
 def tick(supervisor: Supervisor) -> None:
-    """Once a second: beat, sweep lost leases, advance experiments, and send again what is queued and has room here.
+    """Once a second: beat, sweep lost leases, send again what is queued and has room here, advance experiments.
 
     Without the bound by room, wake-ups would pile up in the broker while every worker is busy.
     """
     queues = supervisor.queues
-    beat(queues)
-    with transaction() as session:
-        sweep(session)
-    advance_all()
+    if supervisor.may_sweep(beat(queues)):
+        with transaction() as session:
+            sweep(session)
     with reading() as session:
         ready = runnable(queues).limit(max(0, supervisor.room())).with_only_columns(col(Run.id), col(Run.queue))
         waiting = session.execute(ready).all()
     for run_id, queue in waiting:
         send_wake_up(run_id, queue)
+    advance_all()

@@ -39,6 +39,10 @@ class Run(Row, table=True):
     lease_until: float | None = None
     done: int = 0
     total: int = 0
+    counted_from: int = (
+        0  # how much was done when this attempt began to count, and when: the rate is reckoned from here
+    )
+    counted_at: datetime | None = moment(nullable=True)
     note: str = Field(default="", max_length=200)
     error: str | None = long_text(nullable=True)
     code_version: str = Field(default="", max_length=80)

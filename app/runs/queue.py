@@ -143,7 +143,7 @@ def claim(session: Session, queues: Iterable[str], worker: str, slot: str | None
         sa.update(Run)
         .where(col(Run.id) == run_id, col(Run.status) == "queued")
         .values(
-            status="running", worker=worker, slot=slot, attempt=Run.attempt + 1, error=None,
+            status="running", worker=worker, slot=slot, attempt=Run.attempt + 1, error=None, counted_at=None,
             lease_until=db_now(session) + settings().lease_s, started_at=sa.func.coalesce(Run.started_at, now()),
         )
         .returning(col(Run.id))

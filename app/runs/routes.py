@@ -91,12 +91,18 @@ def run_as_json(run: Run) -> dict[str, Any]:
     }
 
 
+def rate_of(run: Run) -> float | None:
+    """How much is done a second, on average since this attempt began to count."""
+    n = run.done - run.counted_from
+    if run.counted_at is None or n <= 0:
+        return None
+    return n / max(((run.ended_at or datetime.now(UTC)) - run.counted_at).total_seconds(), 1e-9)
+
+
 def seconds_left(run: Run) -> float | None:
     """Time left at the average rate so far, in seconds."""
-    if run.status != "running" or not run.started_at or not run.done or run.total <= run.done:
-        return None
-    elapsed = (datetime.now(UTC) - run.started_at).total_seconds()
-    return elapsed / run.done * (run.total - run.done)
+    rate = rate_of(run)
+    return (run.total - run.done) / rate if rate and run.status == "running" and run.total > run.done else None
 
 
 def _links(session: Session, member: Member, run: Run) -> dict[bool, list[dict[str, Any]]]:
@@ -130,12 +136,7 @@ def _progress(session: Session, run: Run) -> dict[str, Any]:
     lines = session.exec(
         select(LogLine).where(LogLine.run_id == run.id).order_by(col(LogLine.id).desc()).limit(30)
     ).all()
-    left = seconds_left(run)
-    rate = None
-    if run.started_at and run.done:
-        end = run.ended_at or datetime.now(UTC)
-        rate = run.done / max((end - run.started_at).total_seconds(), 1e-9)
-    return {"log_lines": list(reversed(lines)), "left": left, "rate": rate}
+    return {"log_lines": list(reversed(lines)), "left": seconds_left(run), "rate": rate_of(run)}
 
 
 @router.get("/p/{project}/runs/{run_id}/progress")

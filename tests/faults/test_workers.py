@@ -8,15 +8,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
+import psycopg
 import pytest
+import sqlalchemy as sa
 from sqlmodel import select
 
 from app import db
 from app.checkpoints.models import Checkpoint
+from app.experiments.models import Experiment, Step
 from app.launcher import worker_command
 from app.projects.models import Project
 from app.runs import queue
-from app.runs.models import LogLine, Run
+from app.runs.models import LogLine, Run, Worker
 from app.training.recipes import DemoBaseRecipe
 from tests.conftest import forget_settings
 
@@ -131,6 +134,70 @@ def test_a_worker_told_to_stop_gives_its_run_back_at_no_cost(
     worker.wait(30)
     run = read(run_id)
     assert run.status == "queued" and run.deaths == 0 and run.slot is None
+
+
+def test_a_machine_that_slept_goes_on_with_the_same_attempt(
+    project: Project, start_worker: Callable[[], psutil.Process]
+) -> None:
+    run_id = launch(project, steps=6000)
+    worker = start_worker()
+    wait(lambda: read(run_id).done > 0)
+    child = child_of(worker)
+    for _ in range(3):
+        for process in (worker, child):
+            process.suspend()
+        time.sleep(6)  # longer than the lease, and than any tick
+        done = read(run_id).done
+        for process in (worker, child):
+            process.resume()
+        wait(lambda done=done: read(run_id).done > done)  # type: ignore[misc]
+    assert (read(run_id).attempt, read(run_id).deaths) == (1, 0)
+
+
+@pytest.mark.parametrize("database", ["postgres"], indirect=True)  # a file is never away
+def test_a_database_that_was_away_costs_one_attempt_at_most(
+    project: Project, start_worker: Callable[[], psutil.Process], database: str, request: pytest.FixtureRequest
+) -> None:
+    run_id = launch(project, steps=2000)
+    start_worker()
+    wait(lambda: read(run_id).done > 0)
+    name = database.rpartition("/")[2]
+    with psycopg.connect(request.getfixturevalue("postgres_server") + "postgres", autocommit=True) as admin:
+        admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
+        admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
+        time.sleep(7)
+        admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
+    forget_settings()
+    wait(lambda: read(run_id).status == "done", seconds=120)
+    assert read(run_id).deaths <= 1
+
+
+def test_the_ticker_outlives_an_experiment_it_cannot_move_on(
+    project: Project, start_worker: Callable[[], psutil.Process]
+) -> None:
+    with db.transaction() as session:
+        experiment = Experiment(project_id=project.id, name="broken", file="", sha256="")
+        session.add(experiment)
+        session.flush()
+        session.add(Step(experiment_id=experiment.id, name="x", position=0, recipe={"kind": "no_such_kind"}))
+    start_worker()
+
+    def beat_at() -> float:
+        with db.reading() as session:
+            return session.exec(select(Worker.beat_at)).first() or 0
+
+    wait(lambda: beat_at() > 0)
+    first = beat_at()
+    wait(lambda: beat_at() > first + 3, seconds=20)
+
+
+def test_a_worker_refuses_a_schema_it_does_not_know(
+    project: Project, start_worker: Callable[[], psutil.Process], data_dir: Path
+) -> None:
+    with db.transaction() as session:
+        session.execute(sa.text("UPDATE alembic_version SET version_num = 'later'"))
+    assert start_worker().wait(60) != 0
+    assert "preflab db upgrade" in (data_dir / "worker-0.log").read_text()
 
 
 def test_without_a_broker_a_launch_stands_and_is_done_once_it_is_back(

@@ -1,6 +1,7 @@
 """The run spine in SQL, on both databases: launch, claim, lease, fence, finish, sweep, cancel, resume."""
 
 import threading
+from datetime import timedelta
 
 import pytest
 import sqlalchemy as sa
@@ -14,6 +15,8 @@ from app.review.recipes import AuditRecipe
 from app.runs import queue
 from app.runs.models import LogLine, Metric, Run, RunIo
 from app.runs.queue import Fenced, NoRow
+from app.runs.routes import seconds_left
+from worker.child import work
 from worker.job import Cancelled, Job
 
 RECIPE = ImportPromptsRecipe(shipped="demo", name="demo prompts")
@@ -234,3 +237,57 @@ def test_the_transaction_that_breaks_stores_and_sends_nothing(project: Project) 
     with db.reading() as session:
         assert session.exec(select(Run)).all() == []
     assert sent == []
+
+
+def test_a_recipe_that_cannot_be_read_fails_at_once_with_the_reason(project: Project) -> None:
+    run_id = launch(project)
+    with db.transaction() as session:
+        old = {"kind": "import_prompts", "shipped": "demo", "gone": 1}
+        session.execute(sa.update(Run).where(col(Run.id) == run_id).values(recipe=old))
+    run = claim()
+    assert run is not None and work(run.id, run.attempt) == "failed"
+    with db.reading() as session:
+        assert "gone" in (db.get(session, Run, run_id).error or "")
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)  # which says of a missing table what it says of itself
+def test_a_database_that_breaks_is_no_failure_of_the_run(project: Project) -> None:
+    run_id = launch(project)
+    run = claim()
+    assert run is not None
+    with db.transaction() as session:
+        session.execute(sa.text("ALTER TABLE prompt_set RENAME TO away"))
+    with pytest.raises(sa.exc.OperationalError):
+        work(run.id, run.attempt)
+    assert status(run_id) == "running"  # its supervisor sees the process end, and queues it again
+
+
+def test_time_left_is_reckoned_from_what_this_attempt_did(project: Project) -> None:
+    run_id = launch(project)
+
+    def left(*, seconds_ago: float) -> float | None:
+        with db.transaction() as session:
+            at = db.now() - timedelta(seconds=seconds_ago)
+            session.execute(sa.update(Run).where(col(Run.counted_at).is_not(None)).values(counted_at=at))
+            return seconds_left(db.get(session, Run, run_id))
+
+    first = claim()
+    assert first is not None
+    job = Job(first.id, first.attempt)
+    job.progress(0, 100)
+    job._said = 0
+    job.progress(50, 100)
+    assert left(seconds_ago=10) == pytest.approx(10, rel=0.1)
+    with db.transaction() as session:
+        queue.give_back(session, first.id, first.attempt, is_death=False, why="stopped")
+        old = db.now() - timedelta(days=1)
+        session.execute(sa.update(Run).values(started_at=old))
+    again = claim()
+    assert again is not None and left(seconds_ago=0) is None
+    job = Job(again.id, again.attempt)
+    job.progress(50, 100)
+    job._said = 0
+    job.progress(75, 100)
+    assert left(seconds_ago=10) == pytest.approx(10, rel=0.1)  # a day in the queue counts for nothing
+    job.progress(10, 40)
+    assert left(seconds_ago=10) is None  # another part of the work, counted anew
