@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+import sqlalchemy as sa
 from pydantic import ValidationError
 
 from app.cli.parser import build_parser
@@ -20,6 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValidationError as error:
         first = error.errors()[0]
         print(f"preflab: {'.'.join(map(str, first['loc']))}: {first['msg']}", file=sys.stderr)
+    except sa.exc.OperationalError as error:
+        print(f"preflab: the database does not answer as it should ({error.orig}). See: preflab doctor", file=sys.stderr)
     except KeyboardInterrupt:
         print("preflab: stopped", file=sys.stderr)
     except BrokenPipeError:  # the reader of a list has seen enough
