@@ -181,7 +181,8 @@ def test_a_closed_grading_shows_its_win_rates_and_who_was_simulated(reader: Test
         session.flush()
         grading = session.exec(select(Grading).order_by(col(Grading.id))).first()
         assert grading is not None
-        items = session.exec(select(GradeItem).where(GradeItem.grading_id == grading.id, ~col(GradeItem.is_identical))).all()
+        shown = (GradeItem.grading_id == grading.id, ~col(GradeItem.is_identical))
+        items = session.exec(select(GradeItem).where(*shown)).all()
         session.add_all(Grade(item_id=item.id, account_id=robot.id, choice="left") for item in items)
         grading.closed_at = now()
         session.add(grading)
