@@ -2,7 +2,7 @@
 
 import types
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -64,6 +64,7 @@ class FormField:
     max: float | None = None
     step: float | str | None = None
     rows: int = 0
+    is_main: bool = True  # shown at once; the others are folded away
 
     @property
     def id(self) -> str:
@@ -78,6 +79,7 @@ def recipe_form(
     """A recipe class as form fields, nested models by dotted names. `values` is nested as the recipe is."""
     fields: list[FormField] = []
     values, errors = values or {}, errors or {}
+    main: frozenset[str] = getattr(recipe, "main", frozenset())
     for name, info in recipe.model_fields.items():
         dotted = prefix + name
         kind, is_optional = _bare(info.annotation)
@@ -85,12 +87,14 @@ def recipe_form(
         value = values.get(name, default)
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             nested = value.model_dump() if isinstance(value, BaseModel) else value
-            fields += recipe_form(session, kind, project_id, nested, errors, dotted + ".")
+            nested_fields = recipe_form(session, kind, project_id, nested, errors, dotted + ".")
+            fields += [replace(one, is_main=not main or name in main) for one in nested_fields]
             continue
         extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
         label = info.title or name.replace("_", " ").capitalize()
         one = FormField(dotted, label, info.description or "", "text", value, errors=list(errors.get(dotted, [])))
         one.required = info.is_required() and not is_optional
+        one.is_main = not main or name in main
         _set_control(one, kind, extra, info.metadata)
         if extra.get("noun"):
             one.kind = "multi" if one.kind == "multi" else "select"

@@ -12,6 +12,10 @@ class BenchmarkRecipe(Recipe):
     """One checkpoint on one benchmark: an lm-eval task, PKU-SafeRLHF, or strict-format adherence."""
 
     kind: ClassVar[str] = "benchmark"
+    aim: ClassVar[str] = "Score a checkpoint on a benchmark"
+    main: ClassVar[frozenset[str]] = frozenset(
+        {"checkpoint", "benchmark", "prompt_set", "judge", "reference", "scorer", "limit", "name", "seed"}
+    )
     queue: ClassVar[str] = "gpu"
     verb: ClassVar[str] = "Score"
 

@@ -11,6 +11,7 @@ class ImportCheckpointRecipe(Recipe):
     """A Hugging Face id or a local directory; safetensors only, no remote code."""
 
     kind: ClassVar[str] = "import_checkpoint"
+    aim: ClassVar[str] = "Import a checkpoint"
     verb: ClassVar[str] = "Import"
 
     source: str = Field(..., min_length=1, max_length=500, title="Hugging Face id or directory on the server")
@@ -22,6 +23,7 @@ class NewEndpointRecipe(Recipe):
     """An OpenAI-compatible server that needs no key (one with a key is made on its own page)."""
 
     kind: ClassVar[str] = "new_endpoint"
+    aim: ClassVar[str] = "Add an endpoint"
     verb: ClassVar[str] = "Add"
 
     origin: str = Field(

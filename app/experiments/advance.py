@@ -100,6 +100,7 @@ def _launch(session: Session, experiment_id: int, step: Step, needs: dict[str, S
     is_reused = run is not None
     if run is None:
         run = launch(session, recipe, project_id=experiment.project_id, account_id=experiment.account_id)
+        run.title = f"{step.name}, seed {step.seed}" if step.seed else step.name
     _set(session, step, "launched", run_id=run.id, is_reused=is_reused)
 
 

@@ -15,6 +15,8 @@ class GradingRecipe(Recipe):
     """
 
     kind: ClassVar[str] = "grading"
+    aim: ClassVar[str] = "Prepare a blind grading"
+    main: ClassVar[frozenset[str]] = frozenset({"prompt_set", "checkpoints", "arms", "n_prompts", "name", "seed"})
     queue: ClassVar[str] = "gpu"
     verb: ClassVar[str] = "Prepare"
 

@@ -85,7 +85,7 @@ def _figures(session: Session, project_id: int) -> dict[str, tuple[int, str]]:
         "Train": (n[9], f"trained checkpoints, {n[10]:,} frozen snapshot{'' if n[10] == 1 else 's'}"),
         "Benchmarks": (n[11], "scored benchmarks"),
         "Grade": (n[12], f"of {n[13]:,} items graded"),
-        "Report": (n[14], "finished experiments"),
+        "Report": (n[14], f"finished experiment{'' if n[14] == 1 else 's'}"),
     }
 
 

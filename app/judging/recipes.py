@@ -16,6 +16,10 @@ class JudgeRecipe(Recipe):
     """
 
     kind: ClassVar[str] = "judge"
+    aim: ClassVar[str] = "Judge pairs"
+    main: ClassVar[frozenset[str]] = frozenset(
+        {"pair_set", "judge", "constitution", "is_both_orders", "budget_usd", "limit", "name", "seed"}
+    )
     queue: ClassVar[str] = "gpu"
     verb: ClassVar[str] = "Judge"
 
@@ -50,6 +54,7 @@ class NewJudgeRecipe(Recipe):
     """A judge: an endpoint, a local checkpoint, a reward model, or a rule."""
 
     kind: ClassVar[str] = "new_judge"
+    aim: ClassVar[str] = "Add a judge"
     verb: ClassVar[str] = "Add"
 
     judge_kind: JudgeKind = Field(..., title="Kind")

@@ -27,6 +27,21 @@ class GenerateRecipe(Recipe):
     """
 
     kind: ClassVar[str] = "generate"
+    aim: ClassVar[str] = "Generate completions and pairs"
+    main: ClassVar[frozenset[str]] = frozenset(
+        {
+            "prompt_set",
+            "splits",
+            "checkpoint",
+            "endpoint",
+            "samples",
+            "pairing",
+            "pairs_per_prompt",
+            "decoding",
+            "name",
+            "seed",
+        }
+    )
     queue: ClassVar[str] = "gpu"
     verb: ClassVar[str] = "Generate"
 

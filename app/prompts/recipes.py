@@ -11,6 +11,8 @@ class ImportPromptsRecipe(Recipe):
     """Reads a file of prompts into a prompt set: validate first, then insert; nothing is half-imported."""
 
     kind: ClassVar[str] = "import_prompts"
+    aim: ClassVar[str] = "Import prompts"
+    main: ClassVar[frozenset[str]] = frozenset({"path", "shipped", "system", "source", "licence", "name", "seed"})
     verb: ClassVar[str] = "Import"
 
     path: str = Field("", title="File on the server", description="JSONL, CSV or Parquet; an upload fills this in.")
@@ -50,6 +52,8 @@ class ImportPairsRecipe(Recipe):
     """Reads ready-made preferences: prompts, both completions and the file's own label, kept under its own name."""
 
     kind: ClassVar[str] = "import_pairs"
+    aim: ClassVar[str] = "Import preferences"
+    main: ClassVar[frozenset[str]] = frozenset({"path", "layout", "source", "licence", "name", "seed"})
     verb: ClassVar[str] = "Import"
 
     path: str = Field(..., title="File on the server")

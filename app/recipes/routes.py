@@ -42,12 +42,14 @@ def _form_page(
 ) -> Response:  # fmt: skip
     recipe = recipe_class(kind)
     fields = recipe_form(session, recipe, member.project.id, values, errors)
+    fields.sort(key=lambda one: one.name in {"name", "seed"})  # what the run reads comes first
     general = [
         message for name, messages in errors.items() if name not in {f.name for f in fields} for message in messages
     ]
     return html(
         request, "recipes/new.html", status_code=422 if errors else 200,
-        title=f"{recipe.verb}: {kind.replace('_', ' ')}", recipe=recipe, fields=fields, general=general,
+        title=recipe.aim or f"{recipe.verb} {kind.replace('_', ' ')}", recipe=recipe, general=general,
+        fields=[one for one in fields if one.is_main], folded=[one for one in fields if not one.is_main],
         form_key=form_key, kind=kind, has_forecast=kind in FORECAST,
     )  # fmt: skip
 

@@ -11,6 +11,7 @@ class AuditRecipe(Recipe):
     """A random audit (feeds every estimate) or a repair queue (feeds label fixes only)."""
 
     kind: ClassVar[str] = "audit"
+    aim: ClassVar[str] = "Draw pairs for people"
     verb: ClassVar[str] = "Draw"
 
     verdict_set: int = points_to("verdict_set", title="Verdicts")

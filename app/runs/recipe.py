@@ -20,6 +20,10 @@ class Recipe(BaseModel):
     kind: ClassVar[str]
     queue: ClassVar[str] = "cpu"
     verb: ClassVar[str] = "Run"  # what the button says
+    aim: ClassVar[str] = ""  # what the form is headed, where verb and kind do not say it well
+    main: ClassVar[frozenset[str]] = (
+        frozenset()
+    )  # fields the form shows at once; the others are folded (none: all shown)
 
     name: str = Field("", max_length=120, title="Name", description="What the result is called; made up when empty.")
     seed: int = Field(1, ge=0, le=2**31 - 1, title="Seed")

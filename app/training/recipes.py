@@ -13,6 +13,7 @@ class DemoBaseRecipe(Recipe):
     """Makes the demo's own tiny base model, from a corpus that code in this repository writes."""
 
     kind: ClassVar[str] = "demo_base"
+    aim: ClassVar[str] = "Make the demo’s base model"
     queue: ClassVar[str] = "gpu"
     verb: ClassVar[str] = "Make"
 
@@ -38,6 +39,10 @@ class TrainingRecipe(Recipe):
 
     queue: ClassVar[str] = "gpu"
     verb: ClassVar[str] = "Train"
+    main: ClassVar[frozenset[str]] = frozenset(
+        {"start", "snapshot", "reference", "reward", "prompt_set", "reward_by", "is_lora", "lr", "epochs", "beta",
+         "loss", "iterations", "rollouts", "kl_coef", "steps", "prompts_per_step", "group_size", "name", "seed"}
+    )  # fmt: skip
 
     start: int = points_to("checkpoint", title="Start", description="Training begins from these weights.", where=POLICY)
     is_lora: bool = Field(
@@ -77,12 +82,14 @@ class SftRecipe(OfflineRecipe):
     """Supervised fine-tuning on the chosen completions (TRL)."""
 
     kind: ClassVar[str] = "sft"
+    aim: ClassVar[str] = "Train by SFT"
 
 
 class RewardRecipe(OfflineRecipe):
     """A reward model with one output, trained by Bradley-Terry on chosen and rejected (TRL)."""
 
     kind: ClassVar[str] = "reward"
+    aim: ClassVar[str] = "Train a reward model"
 
     center: float = Field(
         0.0, ge=0, le=10, title="Centring", description="Pulls the two rewards of a pair to sum to zero."
@@ -107,6 +114,7 @@ class DpoRecipe(ReferenceRecipe, OfflineRecipe):
     """Direct preference optimisation (TRL)."""
 
     kind: ClassVar[str] = "dpo"
+    aim: ClassVar[str] = "Train by DPO"
 
     beta: float = Field(0.1, gt=0, le=100, title="beta", description="How strongly the reference holds.")
     loss: Literal["sigmoid", "sigmoid_norm", "ipo", "hinge", "robust"] = Field(
@@ -132,6 +140,7 @@ class PpoRecipe(OnlineRecipe):
     """Proximal policy optimisation against a reward model (ours)."""
 
     kind: ClassVar[str] = "ppo"
+    aim: ClassVar[str] = "Train by PPO"
 
     reward: int = points_to("checkpoint", title="Reward model", where={"role": "reward"})
     iterations: int = Field(100, ge=1, le=1_000_000, title="Iterations")
@@ -165,6 +174,7 @@ class GrpoRecipe(OnlineRecipe):
     """Group-relative policy optimisation (TRL), rewarded by the rule or by a reward model."""
 
     kind: ClassVar[str] = "grpo"
+    aim: ClassVar[str] = "Train by GRPO"
 
     reward_by: Literal["rule", "reward_model"] = Field(
         "rule", title="Rewarded by", description="The rule reads gold answers: an oracle."

@@ -23,6 +23,7 @@ class SnapshotRecipe(Recipe):
     """Freezes the preferences of a verdict set, overrides over verdicts, into a hashed file."""
 
     kind: ClassVar[str] = "snapshot"
+    aim: ClassVar[str] = "Freeze preferences"
     verb: ClassVar[str] = "Freeze"
 
     verdict_set: int = points_to("verdict_set", title="Verdicts")
