@@ -22,7 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         first = error.errors()[0]
         print(f"preflab: {'.'.join(map(str, first['loc']))}: {first['msg']}", file=sys.stderr)
     except sa.exc.OperationalError as error:
-        print(f"preflab: the database does not answer as it should ({error.orig}). See: preflab doctor", file=sys.stderr)
+        print(
+            f"preflab: the database does not answer as it should ({error.orig}). See: preflab doctor", file=sys.stderr
+        )
     except KeyboardInterrupt:
         print("preflab: stopped", file=sys.stderr)
     except BrokenPipeError:  # the reader of a list has seen enough
