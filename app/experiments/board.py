@@ -11,12 +11,12 @@ from app.experiments.models import Experiment, Step
 from app.runs.models import Run
 from app.runs.routes import seconds_left
 
-# How long a step of the demo takes, by kind, in seconds on two cores. Only the proportions matter: they are scaled by
-# what this experiment's own finished steps took.
+# CPU seconds of the demo's steps, by kind. Only the proportions matter: they are scaled by what this experiment's own
+# finished steps took.
 USUAL_S = {
-    "import_prompts": 1, "import_pairs": 2, "import_checkpoint": 1, "new_endpoint": 1, "new_judge": 1, "demo_base": 40,
-    "generate": 15, "judge": 3, "audit": 1, "snapshot": 1, "sft": 20, "reward": 20, "dpo": 35, "ppo": 60, "grpo": 60,
-    "benchmark": 14, "grading": 10,
+    "import_prompts": 1, "import_pairs": 2, "import_checkpoint": 4, "new_endpoint": 1, "new_judge": 1, "demo_base": 41,
+    "generate": 8, "judge": 2, "audit": 1, "snapshot": 1, "sft": 14, "reward": 15, "dpo": 25, "ppo": 30, "grpo": 21,
+    "benchmark": 7, "grading": 6,
 }  # fmt: skip
 
 
