@@ -98,12 +98,16 @@ def read_variables(pairs: list[str], declared: dict[str, str]) -> dict[str, str]
 def follow(experiment: Experiment, services: Services | None, *, is_quiet: bool = False) -> Experiment:
     """Says what happens until the experiment ends, or Ctrl-C; returns it as it is then."""
     line, told, said_at = StatusLine(is_quiet), dict[int, str](), time.monotonic()
-    tell = _say_nothing if is_quiet else say
+    tell, is_first = (_say_nothing if is_quiet else say), True
     while True:
         with reading() as session:
             experiment = get(session, Experiment, experiment.id)
             board = read_board(session, experiment)
         cells = [cell for row in board.rows for cell in row.cells]
+        if is_first and board.n_done:
+            tell(f"{board.n_done} of {board.n} steps are done already.")
+            told |= {cell.step.id: "done" for cell in cells if cell.step.status == "done"}
+        is_first = False
         for cell in cells:
             if cell.step.status in {"done", "failed", "skipped"} and told.get(cell.step.id) != cell.step.status:
                 told[cell.step.id] = cell.step.status

@@ -108,6 +108,4 @@ def start_demo(project: Project, seeds: list[int], scale: str) -> Experiment:
         if experiment.status in {"failed", "cancelled"}:
             say(f"Experiment {experiment.id} had ended as {experiment.status}: trying again what is missing.")
             retry_experiment(session, experiment)
-        else:
-            say(f"Experiment {experiment.id} is {experiment.status} already.")
         return experiment

@@ -1,4 +1,4 @@
-"""What to do next in a project: the first step is the button, the second is offered beside it."""
+"""What to do next in a project: the first step is the button, the ones after it stand beside it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,8 +31,8 @@ class NextStep:
 
 
 def find_next_steps(session: Session, project: Project) -> list[NextStep]:
-    """The next sensible step and the one after it; whoever presses only the first comes to the report."""
-    return list(islice(_steps(session, project), 2))
+    """The next sensible step and the two after it; whoever presses only the first comes to the report."""
+    return list(islice(_steps(session, project), 3))
 
 
 def _steps(session: Session, project: Project) -> Iterator[NextStep]:
