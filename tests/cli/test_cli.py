@@ -129,7 +129,7 @@ def test_an_experiment_runs_with_services_of_its_own(
         "second, seed 7: done in",
         "absent.jsonl",
         "last, seed 7: skipped",
-        "failed; 2 of 4",
+        "failed, 2 of 4",
     ):
         assert said in done.stdout, done.stdout
     shown = as_json("experiment", "show", "1")
