@@ -141,9 +141,12 @@ def _progress(session: Session, run: Run) -> dict[str, Any]:
 
 @router.get("/p/{project}/runs/{run_id}/progress")
 def show_progress(request: Request, member: Viewer, session: Db, run_id: int) -> Response:
-    """The live part of the page: while the run is live it asks for itself again."""
+    """The live part of the page: while the run is live it asks for itself again; at the end the page is read anew."""
     run = project_run(session, member, run_id)
-    return html(request, "runs/_progress.html", run=run, **_progress(session, run))
+    page = html(request, "runs/_progress.html", run=run, **_progress(session, run))
+    if not run.is_live:
+        page.headers["HX-Refresh"] = "true"  # what it made, its panel and its film strip stand outside this part
+    return page
 
 
 @router.get("/p/{project}/runs/{run_id}/samples")
