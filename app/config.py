@@ -53,6 +53,14 @@ class Settings(BaseModel):
             raise ValueError("choose DEBUG, INFO, WARNING or ERROR")
         return value.upper()
 
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _plain_hosts(cls, value: str) -> str:
+        for name in value.split(","):
+            if "*" in name.strip().removeprefix("*."):
+                raise ValueError("a name such as lab.example.org, or *.example.org for all below it")
+        return value
+
     @field_validator("database_url")
     @classmethod
     def _known_database(cls, value: str) -> str:
@@ -83,7 +91,8 @@ class Settings(BaseModel):
     @property
     def url(self) -> str:
         """The address to give to people."""
-        return self.public_url.rstrip("/") or f"http://{self.host}:{self.port}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return self.public_url.rstrip("/") or f"http://{host}:{self.port}"
 
     @property
     def broker(self) -> str:

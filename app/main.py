@@ -83,11 +83,16 @@ async def _guard(request: Request, call_next: Callable[[Request], Awaitable[Resp
         response = _error(request, Forbidden("This was sent from another site, so it was refused."))
     else:
         response = await call_next(request)
+    return _secured(request, response)
+
+
+def _secured(request: Request, response: Response) -> Response:
+    """The response with the headers that every answer carries."""
     headers = response.headers
     headers.setdefault("Content-Security-Policy", POLICY)
     headers["X-Content-Type-Options"] = "nosniff"
     headers["Referrer-Policy"] = "same-origin"
-    headers["X-Request-Id"] = request.state.id
+    headers["X-Request-Id"] = getattr(request.state, "id", "")
     if not request.url.path.startswith("/static/"):
         headers.setdefault("Cache-Control", "no-store")
     return response
@@ -171,4 +176,4 @@ async def _show_crash(request: Request, error: Exception) -> Response:
         f"PrefLab made a mistake. It is in the log under {getattr(request.state, 'id', '?')}; nothing was stored."
     )
     crash.status_code = 500
-    return _error(request, crash)
+    return _secured(request, _error(request, crash))  # this handler stands outside the middleware

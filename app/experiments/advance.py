@@ -29,8 +29,14 @@ def advance_all() -> None:
     """One pass over every running experiment."""
     with reading() as session:
         running = session.exec(select(Experiment.id).where(Experiment.status == "running")).all()
+    broken: list[Exception] = []
     for experiment_id in running:
-        advance(experiment_id)
+        try:
+            advance(experiment_id)
+        except Exception as error:  # noqa: BLE001  one that breaks must not hold up the others; the ticker logs it
+            broken.append(error)
+    if broken:
+        raise ExceptionGroup("experiments that could not be moved on", broken)
 
 
 def advance(experiment_id: int) -> None:

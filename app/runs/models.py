@@ -124,4 +124,3 @@ class Worker(Row, table=True):
     device: str = Field(default="", max_length=200)
     started_at: datetime = moment(is_now=True)
     beat_at: float = 0
-    is_draining: bool = False

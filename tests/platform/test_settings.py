@@ -65,3 +65,9 @@ def test_the_running_broker_is_found_beside_the_data(data_dir: Path):
     assert settings.broker == "redis+socket:///tmp/x/b.sock?virtual_host=0"
     given = read_settings({"PREFLAB_DATA": str(data_dir), "PREFLAB_BROKER_URL": "redis://h/0"})
     assert given.broker == "redis://h/0"
+
+
+def test_an_address_of_ipv6_is_written_with_brackets_and_wide_hosts_are_refused():
+    assert read_settings({"PREFLAB_HOST": "::1", "PREFLAB_PORT": "9"}).url == "http://[::1]:9"
+    with pytest.raises(AppError, match="PREFLAB_ALLOWED_HOSTS"):
+        read_settings({"PREFLAB_ALLOWED_HOSTS": "lab.example.org,a*"})
