@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 from sqlmodel import select
 from starlette.testclient import TestClient
@@ -15,6 +16,9 @@ from app.runs.models import Run
 from app.runs.queue import launch
 from app.training.models import Snapshot
 from tests.experiments.test_advance import work_off
+
+# A field of a nested model, as the form names it.
+SHORT: dict[str, Any] = {"decoding.max_new_tokens": 8}
 
 
 def press(client: TestClient, is_only_read: bool = False, **fields: object) -> str:
@@ -42,7 +46,7 @@ def test_the_next_step_leads_from_nothing_to_training(client: TestClient, projec
     start(project, "import_prompts", shipped="demo")
     assert press(client, is_only_read=True) == "Import a checkpoint"
     start(project, "demo_base", steps=2, batch_size=4, hidden=32, mlp=32, layers=1, heads=2)
-    assert press(client, limit=6, samples=4, **{"decoding.max_new_tokens": 8}) == "Generate pairs"
+    assert press(client, limit=6, samples=4, **SHORT) == "Generate pairs"
     assert press(client, judge_kind="rule") == "Add a judge"
     assert press(client) == "Judge them"
     # the untrained base writes nothing worth preferring, so the preferences come from a file
