@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from app.db import clean_text
 from app.errors import AppError, Invalid
 from tests.worker.tiny import write_tiny
 from worker.llm import FALLBACK, LocalModel, RewardScorer, batch_seed, plan_batches
