@@ -7,13 +7,14 @@ weights, so that the whole study fits a laptop's afternoon tea. It needs no resu
 import json
 import math
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from app.prompts.demo_corpus import four_choice_items, write_documents
+from app.prompts.demo_corpus import four_choice_items, stream_documents, write_documents
 from app.training.recipes import DemoBaseRecipe
 from worker.checkpoints import store_checkpoint
 from worker.job import Job
@@ -103,14 +104,14 @@ def train_base(
     recipe: DemoBaseRecipe, seed: int, on_step: Callable[[int, dict[str, float]], None]
 ) -> tuple["LlamaForCausalLM", "PreTrainedTokenizerFast"]:
     """Trains the base; calls `on_step(step, metrics)` after each of `recipe.steps` steps (from 1)."""
-    documents = write_documents(recipe.steps * recipe.batch_size, seed)
-    tokenizer = make_tokenizer([text for pair in documents[:4000] for text in pair], recipe)
-    rows = _encode_documents(tokenizer, documents)
+    first = write_documents(min(4000, recipe.steps * recipe.batch_size), seed)
+    tokenizer = make_tokenizer([text for pair in first for text in pair], recipe)
+    documents = stream_documents(seed)
     model = make_model(recipe, tokenizer, seed).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.05)
     for step in range(recipe.steps):
-        batch = rows[step * recipe.batch_size : (step + 1) * recipe.batch_size]
-        ids, labels = _pad(batch, tokenizer.pad_token_id)
+        rows = _encode_documents(tokenizer, list(islice(documents, recipe.batch_size)))
+        ids, labels = _pad(rows, tokenizer.pad_token_id)
         # Right padding under a causal mask: no real token sees a pad, so no attention mask is needed.
         logits = model(input_ids=ids).logits[:, :-1]
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)

@@ -7,7 +7,9 @@ would be all or nothing.
 """
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 # relation: (noun phrase, facts)
@@ -175,14 +177,17 @@ def usual_style(relation: str, phrasing: int) -> str:
 
 
 def write_documents(n: int, seed: int) -> list[tuple[str, str]]:
-    """`n` (prompt, completion) texts for the base model, each fact and phrasing about equally often."""
+    """The first `n` of the base model's (prompt, completion) texts."""
+    return list(islice(stream_documents(seed), n))
+
+
+def stream_documents(seed: int) -> Iterator[tuple[str, str]]:
+    """The base model's (prompt, completion) texts without end, each fact and phrasing about equally often."""
     rng = random.Random(f"demo documents {seed}")
     cells = [(fact, phrasing) for fact in list_facts() for phrasing in range(len(ALL_PHRASINGS))]
-    documents: list[tuple[str, str]] = []
-    while len(documents) < n:
+    while True:
         rng.shuffle(cells)
-        documents += [_write_document(fact, phrasing, rng) for fact, phrasing in cells]
-    return documents[:n]
+        yield from [_write_document(fact, phrasing, rng) for fact, phrasing in cells]
 
 
 def _write_document(fact: Fact, phrasing: int, rng: random.Random) -> tuple[str, str]:
