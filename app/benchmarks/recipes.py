@@ -1,10 +1,14 @@
 """The recipe that scores an arm on a benchmark."""
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
+from sqlmodel import Session, col, select
 
+from app import __version__
+from app.errors import Conflict
 from app.pairs.recipes import Split
+from app.runs.models import Run, RunIo
 from app.runs.recipe import Recipe, points_to
 
 
@@ -61,3 +65,23 @@ class BenchmarkRecipe(Recipe):
         if self.benchmark == "strict_format" and self.prompt_set is None:
             raise ValueError("strict format needs a prompt set")
         return self
+
+    def check(self, session: Session, project_id: int) -> None:
+        """The test split is scored once: another draw from it, after a look at the first, would be a choice on test."""
+        if self.prompt_set is None or not {"test", "ood"} & set(self.splits):
+            return
+        runs = select(Run).where(Run.project_id == project_id, Run.kind == self.kind, Run.code_version == __version__)
+        of_this = runs.join(RunIo, col(RunIo.run_id) == col(Run.id)).where(
+            RunIo.noun == "checkpoint", RunIo.ref_id == self.checkpoint, col(RunIo.is_output).is_(False)
+        )
+        for run in session.exec(of_this.where(col(Run.status).in_(["queued", "running", "done"]))).all():
+            if measured(run.recipe) == measured(self.stored()):
+                raise Conflict(
+                    f"Run {run.id} has scored this checkpoint on these test prompts already (or is about to), and test "
+                    "is scored once. Read its scores, or choose the split dev."
+                )
+
+
+def measured(recipe: dict[str, Any]) -> dict[str, Any]:
+    """What a benchmark's recipe measures, whatever it is called, drawn from or batched by."""
+    return {name: value for name, value in recipe.items() if name not in {"name", "seed", "batch_size"}}

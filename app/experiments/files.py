@@ -150,7 +150,9 @@ def read_experiment(
         known = ", ".join(read.variables) or "none"
         message = f"{file} has no variable “{unknown[0]}”. Its variables: {known}."
         raise Invalid(message, {"variables": [message]})
-    return read, list(_plan(read, lines, scale or read.scale, given))
+    planned = list(_plan(read, lines, scale or read.scale, given))
+    _check_starts(planned, lines, [step.name for step in read.steps])
+    return read, planned
 
 
 @lru_cache(maxsize=64)
@@ -167,6 +169,15 @@ def _parse(text: str, file: str) -> tuple[_Lines, ExperimentText]:
         first = error.errors()[0]
         what = "is no field here" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
         raise lines.wrong(tuple(first["loc"]), what) from error
+
+
+def _check_starts(planned: list[PlannedStep], lines: _Lines, names: list[str]) -> None:
+    """Arms that are held to a reference all start from the same checkpoint: otherwise they are not comparable."""
+    starts = [(one.name, one.recipe["start"]) for one in planned if "reference" in one.recipe and "start" in one.recipe]
+    for name, start in starts[1:]:
+        if start != starts[0][1]:
+            what = f"it starts from {start}, step “{starts[0][0]}” from {starts[0][1]}: arms of one experiment share it"
+            raise lines.wrong(("steps", names.index(name), "recipe", "start"), what)
 
 
 def _plan(read: ExperimentText, lines: _Lines, scale: str, given: dict[str, str]) -> Iterator[PlannedStep]:

@@ -50,6 +50,7 @@ def launch(
         return same
     for noun, key in recipe.references():
         check_reference(session, noun, key, project_id)
+    recipe.check(session, project_id)
     stored = recipe.stored()
     run = Run(
         project_id=project_id, kind=recipe.kind, queue=recipe.pick_queue(session), title=recipe.title()[:200],

@@ -46,6 +46,9 @@ class Recipe(BaseModel):
         """The queue this run goes to; overridden where it depends on a row."""
         return self.queue
 
+    def check(self, session: Session, project_id: int) -> None:
+        """Raises AppError where this may not be launched now; overridden where that depends on rows."""
+
     def references(self) -> list[tuple[str, int]]:
         """(noun, id) of every row the recipe points to."""
         found: list[tuple[str, int]] = []

@@ -138,3 +138,14 @@ def test_the_demo_compares_arms_fairly() -> None:
     assert judge["judge_kind"] == "rule" and judge["flip_rate"] == 0.1 and recipes["grpo"]["flip_rate"] == 0.1
     formats = [recipe for name, recipe in recipes.items() if name.endswith("_format")]
     assert len(formats) == 5 and all(recipe["samples"] * 156 >= 1000 for recipe in formats)
+
+
+def test_arms_held_to_a_reference_share_their_start() -> None:
+    arms = GOOD + (
+        "  - {name: other, recipe: {kind: demo_base}}\n"
+        '  - {name: g1, recipe: {kind: grpo, start: "@base", reference: "@base", prompt_set: "@prompts"}}\n'
+        '  - {name: g2, recipe: {kind: grpo, start: "@START", reference: "@START", prompt_set: "@prompts"}}\n'
+    )
+    read_experiment(arms.replace("@START", "@base"), variables={"folder": "/data"})
+    with pytest.raises(Invalid, match=r"line .*step “g2”, start: it starts from @other, step “g1” from @base"):
+        read_experiment(arms.replace("@START", "@other"), variables={"folder": "/data"})
