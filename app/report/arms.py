@@ -156,7 +156,11 @@ def _data(material: Material, step: Step) -> str:
     if kind == "grpo":
         return f"{recipe['steps'] * recipe['prompts_per_step'] * recipe['group_size']:,} fresh rollouts"
     if kind in {"sft", "dpo", "reward"}:
-        passes = f" × {recipe['epochs']:g} epochs" if not recipe.get("max_steps") else f", {recipe['max_steps']} steps"
+        passes = (
+            f" × {recipe['epochs']:g} epoch{'' if recipe['epochs'] == 1 else 's'}"
+            if not recipe.get("max_steps")
+            else f", {recipe['max_steps']} steps"
+        )
         n = int(cost.get("labels", 0))
         return f"{n:,} {'pair' if n == 1 else 'pairs'}{passes}"
     if kind == "demo_base":

@@ -63,7 +63,8 @@ def _how_sampled(session: Session, material: Material, pair_set_id: int) -> str:
     who = get(session, Checkpoint, recipe["checkpoint"]).name if recipe.get("checkpoint") else "an endpoint"
     decoding = recipe["decoding"]
     return (
-        f", of {recipe['samples']} completions a prompt by {who} at temperature {decoding['temperature']:g} "
+        f", of {recipe['samples']} completion{'' if recipe['samples'] == 1 else 's'} a prompt by {who} "
+        f"at temperature {decoding['temperature']:g} "
         f"({decoding['max_new_tokens']} new tokens at most), {PAIRINGS[recipe['pairing']]}"
     )
 
