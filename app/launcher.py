@@ -340,11 +340,12 @@ def check_worker() -> None:
             )
 
 
-def run_up(say: Callable[[str], None]) -> int:
-    """`preflab up`: serve until Ctrl-C; the exit code says whether everything ended as asked."""
+def run_up(say: Callable[[str], None], greet: Callable[[], None] = lambda: None) -> int:
+    """`preflab up`: serve until Ctrl-C, after a word of greeting; the code says whether everything ended as asked."""
     try:
         with Services(say=say) as services:
             say(f"PrefLab is at {services.url} (Ctrl-C stops it)")
+            greet()
             services.serve()
     except AppError as error:
         say(error.message)

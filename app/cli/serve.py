@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from sqlmodel import col, select
 
 from app.accounts.logins import LINK_MINUTES
+from app.accounts.models import Account
 from app.cli.output import say
 from app.config import settings
 from app.db import check_schema, db_now, reading, transaction
@@ -25,7 +26,17 @@ LOST_S = 60.0
 
 
 def up(args: argparse.Namespace) -> int:
-    return run_up(say)
+    return run_up(say, offer_link)
+
+
+def offer_link() -> None:
+    """Prints a one-time login link for the first account; on an empty database that is `owner` of a project `lab`."""
+    from app.cli.admin import login_url, make_first_project
+
+    with transaction() as session:
+        first = session.exec(select(Account).order_by(col(Account.id)).limit(1)).first()
+        url = login_url(session, first) if first else make_first_project(session, "lab", "Lab")[1]
+    say(f"Sign in (one-time link, {LINK_MINUTES} minutes): {url}")
 
 
 def worker(args: argparse.Namespace) -> None:

@@ -9,6 +9,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from app.cli import main
@@ -201,3 +202,20 @@ def test_wrong_seeds_and_fields_are_refused() -> None:
     with pytest.raises(Invalid, match="no FIELD=VALUE"):
         read_fields(["lr"])
     assert read_fields(["a.b=1", "a.c=", "d=[x, y]"]) == {"a": {"b": "1", "c": None}, "d": ["x", "y"]}
+
+
+def test_up_on_an_empty_folder_offers_a_way_in(data_dir: Path) -> None:
+    port = free_port()
+    env = {**os.environ, "PREFLAB_DATA": str(data_dir), "PREFLAB_PORT": str(port), "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "app.cli", "up"]
+    process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        url = next(line.split()[-1] for line in process.stdout if line.startswith("Sign in"))
+        with httpx.Client(follow_redirects=True) as visitor:
+            assert visitor.get(url).status_code == 200
+            assert visitor.post(url).url.path == "/p/lab"
+            assert visitor.get(f"http://127.0.0.1:{port}/p/lab/settings").status_code == 200
+    finally:
+        process.terminate()
+        process.wait(30)
