@@ -343,7 +343,7 @@ def check_worker() -> None:
 def run_up(say: Callable[[str], None], greet: Callable[[], None] = lambda: None) -> int:
     """`preflab up`: serve until Ctrl-C, after a word of greeting; the code says whether everything ended as asked."""
     try:
-        with Services(say=say) as services:
+        with Services(say=say) as services, StopSignals(services):  # who reads the address may stop us at once
             say(f"PrefLab is at {services.url} (Ctrl-C stops it)")
             greet()
             services.serve()
