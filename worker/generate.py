@@ -102,15 +102,16 @@ def _arms(job: Job, recipe: GenerateRecipe) -> list[Arm]:
         arms = [
             find_or_make_arm(
                 session, job.project_id, checkpoint=recipe.checkpoint, endpoint=recipe.endpoint, system=recipe.system,
-                decoding=decoding,
+                few_shot=recipe.turns(), decoding=decoding,
             )
         ]  # fmt: skip
         if recipe.other_checkpoint is not None:
             arms.append(
                 find_or_make_arm(
-                    session, job.project_id, checkpoint=recipe.other_checkpoint, system=recipe.system, decoding=decoding
+                    session, job.project_id, checkpoint=recipe.other_checkpoint, system=recipe.system,
+                    few_shot=recipe.turns(), decoding=decoding,
                 )
-            )
+            )  # fmt: skip
     if len(arms) == 2 and arms[0].id == arms[1].id:
         raise Invalid(
             "The two checkpoints are the same: choose another one to pair with.", {"other_checkpoint": ["the same"]}

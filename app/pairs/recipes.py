@@ -57,6 +57,11 @@ class GenerateRecipe(Recipe):
         where={"role": "policy"},
     )
     system: str = Field("", title="System message", json_schema_extra={"rows": 3})
+    few_shot: list[str] = Field(
+        [],
+        title="Examples before the prompt",
+        description="What the user says and what the assistant answers, in turn.",
+    )
     decoding: Decoding = Field(Decoding(), title="Decoding")
     samples: int = Field(2, ge=1, le=64, title="Completions per prompt")
     pairing: Literal["none", "random", "best_worst", "across"] = Field(
@@ -84,7 +89,15 @@ class GenerateRecipe(Recipe):
             raise ValueError("pairs across two arms need the other checkpoint")
         if self.pairing in {"random", "best_worst"} and self.samples < 2:
             raise ValueError("pairs within one arm need at least two completions per prompt")
+        if len(self.few_shot) % 2:
+            raise ValueError("examples come in twos: what the user says, then what the assistant answers")
         return self
+
+    def turns(self) -> list[dict[str, str]]:
+        """The examples as messages."""
+        return [
+            {"role": "assistant" if place % 2 else "user", "content": text} for place, text in enumerate(self.few_shot)
+        ]
 
     def pick_queue(self, session: Session) -> str:
         return "io" if self.endpoint is not None and self.scorer is None else "gpu"

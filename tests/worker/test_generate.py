@@ -10,6 +10,7 @@ from sqlmodel import col, select
 from app.checkpoints.endpoints import make_endpoint
 from app.checkpoints.models import Arm, Checkpoint
 from app.db import get, reading, transaction
+from app.errors import Invalid
 from app.pairs.models import Completion, Pair, PairSet
 from app.pairs.recipes import GenerateRecipe
 from app.projects.models import Project
@@ -125,6 +126,22 @@ def test_across_two_arms_and_a_system_message(demo: Project) -> None:
         pairing="across", samples=1,
     )  # fmt: skip
     assert same.status == "failed" and "are the same" in str(same.error)
+
+
+def test_examples_before_the_prompt_make_another_arm(demo: Project) -> None:
+    values = {"prompt_set": prompt_set(demo), "checkpoint": tiny_checkpoint(demo), "decoding": SHORT, "pairing": "none"}
+    plain = do(demo.id, "generate", **values)
+    shown = do(demo.id, "generate", **values, few_shot=["What is it?", "It is tea."])
+    assert shown.status == "done", shown.error
+    with reading() as session:
+        arm = get(session, Arm, made(shown, "arm"))
+    assert arm.id != made(plain, "arm") and arm.method == "in_context"
+    assert [(turn["role"], turn["content"]) for turn in arm.preamble] == [
+        ("user", "What is it?"), ("assistant", "It is tea."),
+    ]  # fmt: skip
+    assert texts(shown) != texts(plain)
+    with pytest.raises(Invalid, match="in twos"):
+        start(demo.id, "generate", **values, few_shot=["alone"])
 
 
 def test_too_many_truncated_prompts_stop_the_run_before_it_writes(demo: Project) -> None:
