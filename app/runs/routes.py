@@ -249,6 +249,8 @@ def resume_run_api(member: Researcher, session: Db, run_id: int) -> dict[str, An
 
 @router.get("/p/{project}/workers")
 def list_workers(request: Request, member: Viewer, session: Db) -> Response:
-    """Who works: queues, slots, device, heartbeat."""
-    rows = session.exec(select(Worker).order_by(col(Worker.beat_at).desc()).limit(50)).all()
-    return html(request, "runs/workers.html", title="Workers", rows=rows, clock=db_now(session))
+    """Who works, or has today: queues, slots, device, heartbeat."""
+    clock = db_now(session)
+    lately = select(Worker).where(Worker.beat_at > clock - 86_400)  # who left before yesterday is no news
+    rows = session.exec(lately.order_by(col(Worker.beat_at).desc()).limit(50)).all()
+    return html(request, "runs/workers.html", title="Workers", rows=rows, clock=clock)
