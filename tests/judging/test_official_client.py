@@ -1,6 +1,7 @@
 """Our endpoint client beside OpenAI's own: the same request on the wire, the same reading of the answer."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import openai
@@ -16,7 +17,10 @@ MESSAGES = [
 
 
 def ask_ours(target: Target, body: dict[str, Any]) -> ChatAnswer:
-    return asyncio.run(ask_each(target, [body], concurrency=1, max_tries=1, timeout_s=10))[0]
+    # In a thread of its own: a browser started by an earlier test keeps this one's event loop running.
+    with ThreadPoolExecutor(1) as thread:
+        asked = ask_each(target, [body], concurrency=1, max_tries=1, timeout_s=10)
+        return thread.submit(asyncio.run, asked).result()[0]
 
 
 @pytest.mark.parametrize("max_tokens", [2, 100])
