@@ -3,6 +3,7 @@
 from sqlmodel import SQLModel
 
 import app.accounts.models
+import app.annotations.models
 import app.benchmarks.models
 import app.checkpoints.models
 import app.constitutions.models
@@ -13,6 +14,7 @@ import app.pairs.models
 import app.projects.models
 import app.prompts.models
 import app.review.models
+import app.revising.models
 import app.runs.models
 import app.training.models  # noqa: F401
 

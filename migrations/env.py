@@ -20,7 +20,15 @@ def render_item(kind: str, item: Any, _context: Any) -> str | Literal[False]:
     return False
 
 
+def hold_foreign_keys(connection: Any, is_held: bool) -> None:
+    """SQLite changes a constraint by building the table anew, which foreign keys would not survive meanwhile."""
+    if connection.dialect.name == "sqlite":
+        connection.rollback()
+        connection.connection.dbapi_connection.execute(f"PRAGMA foreign_keys={'ON' if is_held else 'OFF'}")
+
+
 with engine().execution_options(is_write=True).connect() as connection:
+    hold_foreign_keys(connection, False)
     context.configure(
         connection=connection,
         target_metadata=metadata,
@@ -28,5 +36,8 @@ with engine().execution_options(is_write=True).connect() as connection:
         render_as_batch=connection.dialect.name == "sqlite",
         transaction_per_migration=True,
     )
-    with context.begin_transaction():
-        context.run_migrations()
+    try:
+        with context.begin_transaction():
+            context.run_migrations()
+    finally:
+        hold_foreign_keys(connection, True)

@@ -8,7 +8,7 @@ from sqlmodel import Field
 
 from app.db import Row, json_field, long_text, moment, one_of, ref
 
-METHODS = ("imported", "base", "sft", "reward", "dpo", "ppo", "grpo")
+METHODS = ("imported", "base", "sft", "reward", "dpo", "simpo", "kto", "ppo", "grpo", "rloo")
 
 
 class Checkpoint(Row, table=True):
@@ -47,6 +47,9 @@ class Endpoint(Row, table=True):
     key_last4: str = Field(default="", max_length=4)
     usd_per_million_in: float = 0
     usd_per_million_out: float = 0
+    requests_per_minute: int | None = None  # calls beyond these wait
+    tokens_per_minute: int | None = None
+    extra_body: dict[str, Any] = json_field(factory=dict)  # sent along with every request
     mode: dict[str, Any] = json_field(factory=dict)  # what "test connection" found: structured, logprobs, n, …
     created_at: datetime = moment(is_now=True)
     archived_at: datetime | None = moment(nullable=True)

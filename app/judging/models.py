@@ -12,12 +12,15 @@ OUTCOMES = ("a", "b", "tie")
 
 
 class Judge(Row, table=True):
-    """Who labels: an endpoint, a local checkpoint, a reward model, a rule, or the labels of an imported file."""
+    """Who labels: an endpoint, a local checkpoint, a reward model, a rule, a panel of those, or an imported file.
+
+    A panel's settings name its members and how their votes count; each opinion names the member who gave it.
+    """
 
     __table_args__ = (sa.UniqueConstraint("project_id", "name"),)
     project_id: int = ref("project.id")
     name: str = Field(max_length=120)
-    kind: str = one_of("kind", "endpoint", "checkpoint", "reward", "rule", "imported")
+    kind: str = one_of("kind", "endpoint", "checkpoint", "reward", "rule", "panel", "imported")
     endpoint_id: int | None = ref("endpoint.id", nullable=True)
     checkpoint_id: int | None = ref("checkpoint.id", nullable=True)
     settings: dict[str, Any] = json_field(factory=dict)
@@ -37,6 +40,8 @@ class VerdictSet(Row, table=True):
     judge_id: int = ref("judge.id")
     constitution_id: int | None = ref("constitution.id", nullable=True)
     protocol: dict[str, Any] = json_field(factory=dict)
+    parent_id: int | None = ref("verdict_set.id", nullable=True)  # re-aggregated from these opinions, not re-judged
+    weights: dict[str, float] = json_field(factory=dict)  # of the principles, where they are not the constitution's
     run_id: int | None = ref("run.id", nullable=True)
     n_a: int = 0
     n_b: int = 0
@@ -83,7 +88,9 @@ class Opinion(Row, table=True):
     """One reading of one pair by one judge in one order, in the pair's own frame."""
 
     __table_args__ = (
-        sa.UniqueConstraint("verdict_set_id", "pair_id", "judge_id", "is_swapped", "sample"),
+        sa.UniqueConstraint(
+            "verdict_set_id", "pair_id", "judge_id", "is_swapped", "sample", "principle", name="uq_opinion_reading"
+        ),
         sa.CheckConstraint("choice IS NOT NULL OR reason <> ''", name="choice_or_reason"),
     )
     verdict_set_id: int = ref("verdict_set.id", index=False)
@@ -91,6 +98,7 @@ class Opinion(Row, table=True):
     judge_id: int = ref("judge.id", index=False)
     is_swapped: bool = False
     sample: int = 0
+    principle: str = Field(default="", max_length=60)  # its key where each principle has a call of its own
     call_id: int | None = ref("call.id", nullable=True, index=False)
     choice: str | None = one_of("choice", *OUTCOMES, nullable=True)
     p_a: float | None = None
@@ -111,5 +119,44 @@ class Verdict(Row, table=True):
     outcome: str | None = one_of("outcome", *OUTCOMES, nullable=True)
     reason: str = long_text(default="")
     p_a: float | None = None
+    by_principle: dict[str, str] = json_field(factory=dict)  # key → a, b or tie
+    votes: dict[str, Any] = json_field(factory=dict)  # how often a, b, tie, unreadable; of panels also by judge
     is_flip: bool = False  # the two orders disagree
     need: float = 0  # how much a person should look at it, 0 to 1
+
+
+class RatingSet(Row, table=True):
+    """One scoring of single completions, 1 to 10 by each principle."""
+
+    __tablename__ = "rating_set"
+    __table_args__ = (sa.UniqueConstraint("project_id", "name"),)
+    project_id: int = ref("project.id")
+    name: str = Field(max_length=120)
+    judge_id: int = ref("judge.id")
+    constitution_id: int | None = ref("constitution.id", nullable=True)
+    pair_set_id: int | None = ref("pair_set.id", nullable=True)  # both sides of its pairs are scored
+    prompt_set_id: int | None = ref("prompt_set.id", nullable=True)
+    arm_id: int | None = ref("arm.id", nullable=True)  # or what this arm wrote for the prompt set
+    protocol: dict[str, Any] = json_field(factory=dict)
+    run_id: int | None = ref("run.id", nullable=True)
+    n: int = 0  # completions with a score or the reason for none
+    n_null: int = 0
+    created_at: datetime = moment(is_now=True)
+    archived_at: datetime | None = moment(nullable=True)
+
+
+class Rating(Row, table=True):
+    """A judge's score of one completion, overall (principle empty) or by one principle. NULL with a reason."""
+
+    __table_args__ = (
+        sa.UniqueConstraint("rating_set_id", "completion_id", "judge_id", "principle", "sample"),
+        sa.CheckConstraint("value IS NOT NULL OR reason <> ''", name="value_or_reason"),
+    )
+    rating_set_id: int = ref("rating_set.id", index=False)
+    completion_id: int = ref("completion.id")
+    judge_id: int = ref("judge.id", index=False)
+    principle: str = Field(default="", max_length=60)
+    sample: int = 0
+    call_id: int | None = ref("call.id", nullable=True, index=False)
+    value: float | None = None
+    reason: str = long_text(default="")

@@ -1,6 +1,7 @@
 """Tables: prompt sets and prompts."""
 
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 from sqlmodel import Field
@@ -22,6 +23,7 @@ class PromptSet(Row, table=True):
     n_merged: int = 0  # exact duplicates that were merged
     n_rejected: int = 0
     counts: dict[str, int] = json_field(factory=dict)  # prompts by split
+    hygiene: dict[str, Any] = json_field(factory=dict)  # near-duplicates, overlap with benchmarks, lengths, categories
     source: str = Field(default="", max_length=500)
     sha256: str = Field(default="", max_length=64)
     run_id: int | None = ref("run.id", nullable=True)
@@ -56,6 +58,8 @@ class Prompt(Row, table=True):
     category: str = Field(default="", max_length=120)
     source: str = Field(default="", max_length=300)
     licence: str = Field(default="", max_length=120)
+    near_of: int | None = None  # the position of an earlier prompt of the set it nearly equals
+    overlaps: str = Field(default="", max_length=200)  # the benchmark whose question it holds
     sha256: str = Field(max_length=64)
 
     @property

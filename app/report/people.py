@@ -60,6 +60,6 @@ def read_audits(session: Session, material: Material) -> list[AuditLine]:
         queue = get(session, Queue, key) if key is not None else None
         if queue is None or queue.kind != "audit":
             continue
-        judge = get(session, Judge, get(session, VerdictSet, queue.verdict_set_id).judge_id)
+        judge = get(session, Judge, get(session, VerdictSet, queue.verdict_set_id or 0).judge_id)
         found.append(AuditLine(read_agreement(session, queue), judge, step.seed))
     return found

@@ -1,22 +1,27 @@
 """Tables: review queues, people's answers, and the overrides that follow from them."""
 
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 from sqlmodel import Field
 
-from app.db import Row, long_text, moment, one_of, ref
+from app.db import Row, json_field, long_text, moment, one_of, ref
 
 CHOICES = ("a", "b", "tie", "both_bad", "skip")
 
 
 class Queue(Row, table=True):
-    """Pairs drawn for people. An audit is a random sample and feeds every estimate; a repair queue mends labels."""
+    """Pairs drawn for people. An audit is a random sample and feeds every estimate; a repair queue mends labels.
+
+    An adjudication queue holds the pairs on which people split evenly; a scoring queue holds single completions.
+    """
 
     project_id: int = ref("project.id")
     name: str = Field(max_length=120)
-    verdict_set_id: int = ref("verdict_set.id")
-    kind: str = one_of("kind", "audit", "repair")
+    verdict_set_id: int | None = ref("verdict_set.id", nullable=True)  # of pairs
+    rating_set_id: int | None = ref("rating_set.id", nullable=True)  # of single completions, which are scored
+    kind: str = one_of("kind", "audit", "repair", "adjudication", "scoring")
     seed: int = 0
     n: int = 0
     overlap: int = 1
@@ -62,3 +67,43 @@ class Override(Row, table=True):
     made_at: datetime = moment(is_now=True)
     withdrawn_at: datetime | None = moment(nullable=True)
     withdrawn_by_id: int | None = ref("account.id", nullable=True, index=False)  # by hand; else the answers changed
+
+
+class Mark(Row, table=True):
+    """One place of a scoring queue: first who holds it, then the scores they gave by principle, blind."""
+
+    __table_args__ = (
+        sa.UniqueConstraint("queue_id", "completion_id", "place"),
+        sa.UniqueConstraint("queue_id", "completion_id", "account_id"),
+        sa.Index("ix_mark_queue_open", "queue_id", "answered_at", "position"),
+    )
+    queue_id: int = ref("queue.id", index=False)
+    completion_id: int = ref("completion.id")
+    place: int = 0
+    position: int = 0
+    account_id: int | None = ref("account.id", nullable=True)
+    lease_until: float | None = None
+    scores: dict[str, float] = json_field(factory=dict)  # by principle; "" is the overall score
+    is_skipped: bool = False
+    seconds: float | None = None
+    note: str = long_text(default="")
+    answered_at: datetime | None = moment(nullable=True)
+
+
+class JudgeCard(Row, table=True):
+    """What a battery of probes on the project's own pairs found about a judge, and whether it passed."""
+
+    __tablename__ = "judge_card"
+    project_id: int = ref("project.id")
+    judge_id: int = ref("judge.id")
+    constitution_id: int | None = ref("constitution.id", nullable=True)
+    pair_set_id: int = ref("pair_set.id")
+    protocol: dict[str, Any] = json_field(factory=dict)
+    limits: dict[str, float] = json_field(factory=dict)
+    lines: list[dict[str, Any]] = json_field(factory=list)  # probe, value, interval, n, limit, whether it passed
+    probes: list[dict[str, Any]] = json_field(factory=list)  # examples of what was asked and answered
+    is_passed: bool | None = None  # NULL while the run goes on
+    n: int = 0
+    run_id: int | None = ref("run.id", nullable=True)
+    created_at: datetime = moment(is_now=True)
+    archived_at: datetime | None = moment(nullable=True)

@@ -83,7 +83,7 @@ def read_revealed(session: Session, answer: Answer, queue: Queue) -> Revealed:
 
 
 def _read_reasons(session: Session, answer: Answer, queue: Queue) -> list[Reason]:
-    verdict_set = get(session, VerdictSet, queue.verdict_set_id)
+    verdict_set = get(session, VerdictSet, queue.verdict_set_id or 0)
     said: dict[str, str] = {}
     if verdict_set.constitution_id:
         principles = select(Principle).where(Principle.constitution_id == verdict_set.constitution_id)

@@ -99,7 +99,7 @@ def show_queue(request: Request, member: Grader, session: Db, queue_id: int) -> 
     context: dict[str, Any] = {"agreement": None, "page": None, "verdict_set": None}
     if member.may("viewer"):
         context["page"] = read_page(request, session, answers_table(member, queue))
-        context["verdict_set"] = get(session, VerdictSet, queue.verdict_set_id)
+        context["verdict_set"] = get(session, VerdictSet, queue.verdict_set_id or 0)
         if queue.kind == "audit":
             context["agreement"] = read_agreement(session, queue)
     return html(

@@ -113,6 +113,7 @@ class Sampled(Row, table=True):
     prompt: str = long_text()
     text: str = long_text()
     reward: float | None = None
+    detail: dict[str, Any] = json_field(factory=dict)  # the held-out judge, length, repetition, refusal, format
 
 
 class Worker(Row, table=True):

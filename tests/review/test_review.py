@@ -62,7 +62,7 @@ def owner_id() -> int:
 
 def labels_version(queue: Queue) -> int:
     with reading() as session:
-        return get(session, PairSet, get(session, VerdictSet, queue.verdict_set_id).pair_set_id).labels_version
+        return get(session, PairSet, get(session, VerdictSet, queue.verdict_set_id or 0).pair_set_id).labels_version
 
 
 def test_audit_is_drawn_by_the_worker_and_seeded(project: Project, verdicts: VerdictSet) -> None:
