@@ -57,7 +57,7 @@ def rebuild(table: str, changes: list[tuple[str, str]]) -> None:
     """SQLite's way to change a constraint: a new table by the old one's own words, its rows, its name, its indices."""
     connection = op.get_bind()
     query = sa.text("SELECT name, sql FROM sqlite_master WHERE tbl_name = :t AND sql IS NOT NULL")
-    words = dict(connection.execute(query, {"t": table}))
+    words = dict(connection.execute(query, {"t": table}).all())
     made = words.pop(table)
     for pattern, replacement in changes:
         made, n = re.subn(pattern, replacement, made)

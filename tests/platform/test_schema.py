@@ -51,8 +51,8 @@ def test_foreign_keys_hold_on_both_databases(database: str):
 FIRST_ROWS = (
     "INSERT INTO project (id, slug, name, created_at) VALUES (1, 'p', 'P', '2026-01-01')",
     "INSERT INTO run (id, project_id, kind, queue, title, recipe, recipe_sha256, status, is_cancel_asked, priority,"
-    " attempt, deaths, done, total, counted_from, note, code_version, packages, cost, created_at) VALUES (1, 1, 'generate',"
-    " 'gpu', '', '{}', 'x', 'done', false, 0, 1, 0, 0, 0, 0, '', '', '{}', '{}', '2026-01-01')",
+    " attempt, deaths, done, total, counted_from, note, code_version, packages, cost, created_at) VALUES (1, 1,"
+    " 'generate', 'gpu', '', '{}', 'x', 'done', false, 0, 1, 0, 0, 0, 0, '', '', '{}', '{}', '2026-01-01')",
     "INSERT INTO prompt_set (id, project_id, name, state, n, n_merged, n_rejected, counts, source, sha256, created_at)"
     " VALUES (1, 1, 's', 'ready', 1, 0, 0, '{}', '', '', '2026-01-01')",
     "INSERT INTO prompt (id, set_id, position, messages, follow_ups, split, grp, category, source, licence, sha256)"
@@ -76,7 +76,8 @@ FIRST_ROWS = (
     " VALUES (1, 1, 'q', 1, 'audit', 0, 1, 1, '2026-01-01')",
     "INSERT INTO answer (id, queue_id, pair_id, place, position, is_swapped, note) VALUES (1, 1, 1, 0, 0, false, '')",
     "INSERT INTO checkpoint (id, project_id, name, role, weights, method, step, source, revision, path,"
-    " manifest_sha256, n_parameters, seed, facts, created_at) VALUES (1, 1, 'c', 'policy', 'full', 'dpo', 0, '', '', '', '', 0, 0, '{}',"
+    " manifest_sha256, n_parameters, seed, facts, created_at)"
+    " VALUES (1, 1, 'c', 'policy', 'full', 'dpo', 0, '', '', '', '', 0, 0, '{}',"
     " '2026-01-01')",
 )
 
