@@ -29,8 +29,11 @@ KINDS = {
     "sft": "worker.sft:train_sft",
     "reward": "worker.reward:train_reward",
     "dpo": "worker.dpo:train_dpo",
+    "simpo": "worker.dpo:train_simpo",
+    "kto": "worker.kto:train_kto",
     "ppo": "worker.ppo:train_ppo",
     "grpo": "worker.grpo:train_grpo",
+    "rloo": "worker.grpo:train_grpo",
     "benchmark": "worker.benchmark:run_benchmark",
     "grading": "worker.grading:prepare_grading",
 }

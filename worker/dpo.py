@@ -1,60 +1,79 @@
-"""Direct preference optimisation with TRL (Rafailov et al. 2023, 2305.18290, equation 7).
+"""Direct preference optimisation and SimPO: our losses (worker/preference_losses.py) on TRL's trainer.
 
-The reference is the starting checkpoint: loaded a second time from disk for full training; for LoRA the base with
-its adapters off, or TRL's frozen copy of the adapter that training starts from.
+DPO's reference is the starting checkpoint. Its log-probabilities are looked up or, once for all runs against the same
+weights, computed before the first step; no second model is kept in memory while training. SimPO has no reference.
 """
 
 from pathlib import Path
 from typing import Any
 
-from app.training.recipes import DpoRecipe
+from app.training.recipes import DpoRecipe, SimpoRecipe
 from worker.checkpoints import store_trained, weights_of
 from worker.job import Job
-from worker.loading import Weights, load_full, load_tokenizer, load_trainable
+from worker.loading import Weights, load_tokenizer, load_trainable
 from worker.ppo import Watch
 from worker.preferences import Preferences, preferences_of
+from worker.reference_cache import Cache, MemoryCache, RowCache, weights_key
+
+PairRecipe = DpoRecipe | SimpoRecipe
 
 
-def make_trainer(recipe: DpoRecipe, seed: int, start: Weights, preferences: Preferences, folder: Path) -> Any:
-    from trl import DPOConfig, DPOTrainer
+def make_trainer(
+    recipe: PairRecipe, seed: int, start: Weights, preferences: Preferences, folder: Path, cache: Cache | None = None
+) -> Any:
+    from trl import DPOConfig
 
+    from worker.preference_trainer import PreferenceTrainer, SimpoTrainer
     from worker.trl_run import as_dataset, offline_arguments
 
     tokenizer = load_tokenizer(start)
-    has_sft = recipe.sft_weight > 0
-    return DPOTrainer(
+    make = PreferenceTrainer if isinstance(recipe, DpoRecipe) else SimpoTrainer
+    return make(
+        recipe, cache or MemoryCache(),
         model=load_trainable(start, recipe.is_lora, recipe.lora_rank, recipe.dtype),
-        ref_model=None if recipe.is_lora else load_full(start, recipe.dtype).requires_grad_(False),
         args=DPOConfig(
             **offline_arguments(recipe, folder, seed, start, has_dev=bool(preferences.dev)),
-            beta=recipe.beta,
-            loss_type=[recipe.loss, "sft"] if has_sft else [recipe.loss],
-            loss_weights=[1.0, recipe.sft_weight] if has_sft else None,
-            label_smoothing=recipe.label_smoothing,
+            precompute_ref_log_probs=True,  # the reference is the start itself: asked before the first step
             disable_dropout=True,
         ),
         train_dataset=as_dataset(preferences.train, tokenizer),
         eval_dataset=as_dataset(preferences.dev, tokenizer),
         processing_class=tokenizer,
-    )
+    )  # fmt: skip
 
 
 def fit_dpo(
-    recipe: DpoRecipe, seed: int, start: Weights, preferences: Preferences, folder: Path, watch: Watch
-) -> tuple[Any, Any, dict[str, float]]:
+    recipe: PairRecipe, seed: int, start: Weights, preferences: Preferences, folder: Path, watch: Watch,
+    cache: Cache | None = None,
+) -> tuple[Any, Any, dict[str, float]]:  # fmt: skip
     """Returns the trained model, its tokenizer and the last value of every curve."""
     from worker.trl_run import run_trainer
 
-    trainer = make_trainer(recipe, seed, start, preferences, folder)
+    trainer = make_trainer(recipe, seed, start, preferences, folder, cache)
+    if isinstance(recipe, DpoRecipe):
+        n = 2 * (len(preferences.train) + len(preferences.dev))
+        watch.log(f"the reference read {trainer.n_reference_passes} of {n} texts; the others were known")
+        watch.spend(reference_passes=trainer.n_reference_passes)
     return trainer.model, trainer.processing_class, run_trainer(trainer, watch, folder)
 
 
-def train_dpo(job: Job) -> None:
-    """Trains on the recipe's snapshot and stores the checkpoint."""
-    recipe: DpoRecipe = job.recipe
+def _train(job: Job) -> None:
+    recipe: PairRecipe = job.recipe
     preferences = preferences_of(job)
     with job.read() as session:
         start = weights_of(session, recipe.start)
-    model, tokenizer, curves = fit_dpo(recipe, job.seed, start, preferences, job.folder, job)
+    name = weights_key(start, recipe.dtype)
+    cache = RowCache(job, name) if name else None
+    model, tokenizer, curves = fit_dpo(recipe, job.seed, start, preferences, job.folder, job, cache)
     job.spend(labels=len(preferences.train), trained_tokens=curves.get("tokens", 0))
     store_trained(job, model, tokenizer, curves, step=int(curves.get("step", 0)))
+
+
+def train_dpo(job: Job) -> None:
+    """Trains on the recipe's snapshot by DPO and stores the checkpoint."""
+    _train(job)
+
+
+def train_simpo(job: Job) -> None:
+    """Trains on the recipe's snapshot by SimPO and stores the checkpoint."""
+    _train(job)

@@ -1,4 +1,5 @@
-"""Group-relative policy optimisation with TRL (Shao et al. 2024, 2402.03300), rewarded by the rule or a reward model.
+"""GRPO (Shao et al. 2024, 2402.03300) and RLOO (Ahmadian et al. 2024, 2402.14740) with TRL, rewarded by the rule or a
+reward model.
 
 Simplified: one update per rollout unless the recipe says more; the reference, kept only where beta is above zero, is
 the starting checkpoint, which TRL loads again from where the policy came from.
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 
 from app.prompts.strict_format import score_by_rule
-from app.training.recipes import GrpoRecipe
+from app.training.recipes import GroupRecipe, RlooRecipe
 from worker.checkpoints import store_trained, weights_of
 from worker.job import Job
 from worker.loading import (
@@ -73,7 +74,7 @@ def _text_of(completion: Any) -> str:
     return completion if isinstance(completion, str) else str(completion[0]["content"])
 
 
-def settle_start(start: Weights, folder: Path, recipe: GrpoRecipe) -> Weights:
+def settle_start(start: Weights, folder: Path, recipe: GroupRecipe) -> Weights:
     """Where TRL finds policy and reference: full training from an adapter first merges it into a folder of its own,
     for TRL loads the reference from where the policy's configuration says it came from."""
     if recipe.is_lora or start.base is None:
@@ -86,10 +87,10 @@ def settle_start(start: Weights, folder: Path, recipe: GrpoRecipe) -> Weights:
 
 
 def make_trainer(
-    recipe: GrpoRecipe, seed: int, start: Weights, prompts: list[RlPrompt], reward: RewardFunction, folder: Path
+    recipe: GroupRecipe, seed: int, start: Weights, prompts: list[RlPrompt], reward: RewardFunction, folder: Path
 ) -> Any:
     from datasets import Dataset
-    from trl import GRPOConfig, GRPOTrainer
+    from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
     from worker.trl_run import quiet_arguments
 
@@ -102,10 +103,11 @@ def make_trainer(
         }
         for p in prompts
     ]
-    return GRPOTrainer(
+    make, arguments = (RLOOTrainer, RLOOConfig) if isinstance(recipe, RlooRecipe) else (GRPOTrainer, GRPOConfig)
+    return make(
         model=load_trainable(start, recipe.is_lora, recipe.lora_rank, recipe.dtype),
         reward_funcs=reward,
-        args=GRPOConfig(
+        args=arguments(
             **quiet_arguments(recipe, folder, seed),
             max_steps=recipe.steps,
             per_device_train_batch_size=recipe.prompts_per_step * recipe.group_size,
@@ -127,7 +129,7 @@ def make_trainer(
 
 @torch.no_grad()
 def look(
-    trainer: Any, recipe: GrpoRecipe, seed: int, dev: list[RlPrompt], reward: RewardFunction, watch: Watch, step: int
+    trainer: Any, recipe: GroupRecipe, seed: int, dev: list[RlPrompt], reward: RewardFunction, watch: Watch, step: int
 ) -> None:
     """Samples the dev prompts: their mean reward is a curve, the first four go to the film strip."""
     model, tokenizer = trainer.model, trainer.processing_class
@@ -149,7 +151,7 @@ def look(
 
 
 def fit_grpo(
-    recipe: GrpoRecipe, seed: int, start: Weights, prompts: list[RlPrompt], dev: list[RlPrompt],
+    recipe: GroupRecipe, seed: int, start: Weights, prompts: list[RlPrompt], dev: list[RlPrompt],
     reward: RewardFunction, folder: Path, watch: Watch,
 ) -> tuple[Any, Any, dict[str, float]]:  # fmt: skip
     """Returns the trained model, its tokenizer and the last value of every curve."""
@@ -173,7 +175,7 @@ def fit_grpo(
 
 def train_grpo(job: Job) -> None:
     """Trains on the recipe's prompts and stores the checkpoint."""
-    recipe: GrpoRecipe = job.recipe
+    recipe: GroupRecipe = job.recipe
     with job.read() as session:
         start = weights_of(session, recipe.start)
         judge = weights_of(session, recipe.reward) if recipe.reward is not None else None

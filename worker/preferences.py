@@ -18,7 +18,8 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Preferences:
-    """Rows of messages: `prompt` (list), `chosen` and `rejected` (lists of one assistant message)."""
+    """Rows of messages: `prompt` (list), `chosen` and `rejected` (lists of one assistant message), and `p_chosen`: the
+    judge's probability that the label is right, 1 where it gave none or a person has spoken."""
 
     train: list[Row]
     dev: list[Row]
@@ -73,4 +74,5 @@ def _as_messages(row: Row) -> Row:
     for side in ("chosen", "rejected"):
         text = row[side]
         sides[side] = [{"role": "assistant", "content": text}] if isinstance(text, str) else text
-    return {"prompt": prompt, **sides}
+    p_chosen = row.get("p_chosen")
+    return {"prompt": prompt, **sides, "p_chosen": 1.0 if p_chosen is None else float(p_chosen)}

@@ -35,12 +35,14 @@ def fit_reward(
     recipe: RewardRecipe, seed: int, start: Weights, preferences: Preferences, folder: Path, watch: Watch
 ) -> tuple[Any, Any, dict[str, float]]:
     """Returns the trained model, its tokenizer and the last value of every curve."""
-    from trl import RewardConfig, RewardTrainer
+    from trl import RewardConfig
 
+    from worker.reward_trainer import SureRewardTrainer
     from worker.trl_run import as_dataset, offline_arguments, run_trainer
 
     tokenizer = load_tokenizer(start)
-    trainer = RewardTrainer(
+    trainer = SureRewardTrainer(
+        recipe,
         model=make_classifier(start, recipe, seed),
         args=RewardConfig(
             **offline_arguments(recipe, folder, seed, start, has_dev=bool(preferences.dev)),

@@ -3,12 +3,38 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from app.training.recipes import SftRecipe
 from worker.checkpoints import store_trained, weights_of
 from worker.job import Job
 from worker.loading import Weights, load_tokenizer, load_trainable
 from worker.ppo import Watch
 from worker.preferences import Preferences, preferences_of
+
+SAWYER = (
+    "{% for message in messages %}{{ '<response>' if message.role == 'assistant' else '<query>' }}"
+    "{{ message.content }}{% if message.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<response>{% endif %}"
+)
+
+
+def learn_sawyer(model: Any, tokenizer: Any) -> None:
+    """SAWYER's template: <query> before what is asked, <response> before what is said, <pad> after it.
+
+    New tokens begin at the mean of all embeddings (transformers' way of resizing), so that nothing is asked of chance.
+    """
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": ["<query>", "<response>"], "pad_token": "<pad>"},
+        replace_extra_special_tokens=False,
+    )
+    tokenizer.chat_template = SAWYER
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    with torch.no_grad():
+        for table in {id(one): one for one in (model.get_input_embeddings(), model.get_output_embeddings())}.values():
+            known = table.weight[:-3]
+            table.weight[-3:] = known.mean(0)
+    model.config.pad_token_id = tokenizer.pad_token_id
 
 
 def fit_sft(
@@ -20,14 +46,20 @@ def fit_sft(
     from worker.trl_run import as_dataset, offline_arguments, run_trainer
 
     tokenizer = load_tokenizer(start)
+    model = load_trainable(start, recipe.is_lora, recipe.lora_rank, recipe.dtype)
+    if recipe.template == "sawyer":
+        learn_sawyer(model, tokenizer)
     rows = [
         [{"prompt": row["prompt"], "completion": row["chosen"]} for row in part]
         for part in (preferences.train, preferences.dev)
     ]
     trainer = SFTTrainer(
-        model=load_trainable(start, recipe.is_lora, recipe.lora_rank, recipe.dtype),
+        model=model,
         args=SFTConfig(
-            **offline_arguments(recipe, folder, seed, start, has_dev=bool(rows[1])), completion_only_loss=True
+            **offline_arguments(recipe, folder, seed, start, has_dev=bool(rows[1])),
+            completion_only_loss=True,
+            packing=recipe.is_packed,
+            eval_packing=False,
         ),
         train_dataset=as_dataset(rows[0], tokenizer),
         eval_dataset=as_dataset(rows[1], tokenizer),

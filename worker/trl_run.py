@@ -154,14 +154,15 @@ def as_dataset(rows: list[dict[str, Any]], tokenizer: Any) -> datasets.Dataset |
         return None
     if tokenizer.chat_template:
         return datasets.Dataset.from_list(rows)
-    plain = [
-        {
-            name: render_prompt(tokenizer, value) if name == "prompt" else value[0]["content"]
-            for name, value in row.items()
-        }
-        for row in rows
-    ]
+    plain = [{name: _plain(tokenizer, name, value) for name, value in row.items()} for row in rows]
     return datasets.Dataset.from_list(plain)
+
+
+def _plain(tokenizer: Any, name: str, value: Any) -> Any:
+    """Messages as text; a label or a probability as it is."""
+    if not isinstance(value, list):
+        return value
+    return render_prompt(tokenizer, value) if name == "prompt" else value[0]["content"]
 
 
 def run_trainer(trainer: Any, watch: Watch, folder: Path) -> dict[str, float]:

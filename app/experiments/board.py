@@ -15,7 +15,8 @@ from app.runs.routes import seconds_left
 # finished steps took.
 USUAL_S = {
     "import_prompts": 1, "import_pairs": 2, "import_checkpoint": 4, "new_endpoint": 1, "new_judge": 1, "demo_base": 41,
-    "generate": 8, "judge": 2, "audit": 1, "snapshot": 1, "sft": 14, "reward": 15, "dpo": 25, "ppo": 30, "grpo": 21,
+    "generate": 8, "judge": 2, "audit": 1, "snapshot": 1, "sft": 14, "reward": 15, "dpo": 25, "simpo": 20, "kto": 25,
+    "ppo": 30, "grpo": 21, "rloo": 21,
     "benchmark": 7, "grading": 6,
 }  # fmt: skip
 

@@ -24,7 +24,8 @@ CHANCE = 0.5
 MOST = 10
 # Methods, never names: a checkpoint's name could tell more than which of two it is.
 WORDS = {
-    "base": "the untrained base", "sft": "SFT", "dpo": "DPO", "ppo": "PPO", "grpo": "GRPO", "in_context": "in-context",
+    "base": "the untrained base", "sft": "SFT", "dpo": "DPO", "simpo": "SimPO",
+    "kto": "KTO", "ppo": "PPO", "grpo": "GRPO", "rloo": "RLOO", "in_context": "in-context",
     "reward": "a reward model", "endpoint": "an endpoint", "imported": "an imported set",
 }  # fmt: skip
 

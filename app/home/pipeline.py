@@ -17,8 +17,9 @@ from app.prompts.models import PromptSet
 from app.review.models import Answer, Override, Queue
 from app.runs.models import Run
 from app.training.models import Snapshot
+from app.training.pages import METHODS
 
-TRAINED = ("sft", "reward", "dpo", "ppo", "grpo")
+TRAINED = tuple(METHODS)
 
 
 @dataclass(frozen=True)

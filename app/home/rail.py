@@ -7,6 +7,7 @@ import sqlalchemy as sa
 from sqlmodel import Session, SQLModel
 
 from app.projects.access import Member
+from app.training.pages import METHODS
 
 # label, path below the project, table counted, kinds of run that make the dot
 STAGES: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
@@ -14,7 +15,7 @@ STAGES: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ("Pairs", "pairs", "pair_set", ("generate", "import_pairs")),
     ("Judge", "judge", "verdict_set", ("judge",)),
     ("Review", "review", "queue", ("audit",)),
-    ("Train", "train", "snapshot", ("snapshot", "sft", "reward", "dpo", "ppo", "grpo", "demo_base")),
+    ("Train", "train", "snapshot", ("snapshot", *METHODS, "demo_base")),
     ("Benchmarks", "benchmarks", "", ("benchmark",)),
     ("Grade", "grade", "grading", ("grading",)),
     ("Report", "report", "experiment", ()),

@@ -17,9 +17,12 @@ from app.training.recipes import (
     DemoBaseRecipe,
     DpoRecipe,
     GrpoRecipe,
+    KtoRecipe,
     PpoRecipe,
     RewardRecipe,
+    RlooRecipe,
     SftRecipe,
+    SimpoRecipe,
 )
 from app.training.snapshots import SnapshotRecipe
 
@@ -28,7 +31,8 @@ RECIPES: dict[str, type[Recipe]] = {
     for recipe in (
         ImportPromptsRecipe, ImportPairsRecipe, ImportCheckpointRecipe, NewEndpointRecipe, DemoBaseRecipe,
         GenerateRecipe, NewJudgeRecipe, JudgeRecipe, AuditRecipe, SnapshotRecipe,
-        SftRecipe, RewardRecipe, DpoRecipe, PpoRecipe, GrpoRecipe, BenchmarkRecipe, GradingRecipe,
+        SftRecipe, RewardRecipe, DpoRecipe, SimpoRecipe, KtoRecipe, PpoRecipe, GrpoRecipe, RlooRecipe,
+        BenchmarkRecipe, GradingRecipe,
     )
 }  # fmt: skip
 

@@ -16,11 +16,12 @@ from app.recipes import RECIPES, read_recipe, recipe_class
 from app.runs.models import Run
 from app.runs.queue import NoRow, launch, new_form_key
 from app.runs.routes import run_as_json
+from app.training.pages import METHODS
 
 router = APIRouter()
 
 # Kinds for which a slice answers /p/{project}/forecast/{kind}: cost, memory, or what else is known before the start.
-FORECAST = {"judge", "sft", "reward", "dpo", "ppo", "grpo"}
+FORECAST = {"judge", *METHODS}
 
 
 @router.get("/p/{project}/new/{kind}")

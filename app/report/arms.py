@@ -153,9 +153,9 @@ def _data(material: Material, step: Step) -> str:
     kind = recipe.get("kind")
     if kind == "ppo":
         return f"{recipe['iterations'] * recipe['rollouts']:,} fresh rollouts"
-    if kind == "grpo":
+    if kind in {"grpo", "rloo"}:
         return f"{recipe['steps'] * recipe['prompts_per_step'] * recipe['group_size']:,} fresh rollouts"
-    if kind in {"sft", "dpo", "reward"}:
+    if kind in {"sft", "dpo", "simpo", "kto", "reward"}:
         passes = (
             f" × {recipe['epochs']:g} epoch{'' if recipe['epochs'] == 1 else 's'}"
             if not recipe.get("max_steps")

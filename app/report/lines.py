@@ -16,7 +16,10 @@ WANTED: dict[str, tuple[tuple[str, str], ...]] = {
     "reward": (("loss", "loss"), ("accuracy", "accuracy")),
     "dpo": (("loss", "loss"), ("accuracy", "accuracy of the implicit reward")),
     "ppo": (("policy_loss", "policy loss"), ("reward", "reward of the rollouts"), ("kl", "KL to the reference")),
+    "simpo": (("loss", "loss"), ("accuracy", "accuracy of the implicit reward")),
+    "kto": (("loss", "loss"), ("kl", "KL to the reference")),
     "grpo": (("loss", "loss"), ("reward", "reward of the rollouts"), ("kl", "KL to the reference")),
+    "rloo": (("loss", "loss"), ("reward", "reward of the rollouts"), ("kl", "KL to the reference")),
 }
 
 

@@ -7,15 +7,14 @@ from sqlmodel import Session, col, select
 from app.judging.models import Judge, VerdictSet
 from app.report.arms import Material
 from app.training.models import Snapshot
-
-TRAINERS = {"sft", "reward", "dpo", "ppo", "grpo"}
+from app.training.pages import METHODS
 
 
 def training_judges(session: Session, material: Material) -> list[Judge]:
     """The judges whose verdicts were trained on."""
     keys = {
         key for step in material.steps for noun, key in material.reads.get(step.run_id or 0, [])
-        if noun == "snapshot" and step.recipe.get("kind") in TRAINERS
+        if noun == "snapshot" and step.recipe.get("kind") in METHODS
     }  # fmt: skip
     if not keys:
         return []
@@ -41,9 +40,13 @@ def training_signals(session: Session, material: Material) -> dict[tuple[str, st
                         found["pku_saferlhf", f"{label}_{by}"] = f"“{judge.name}” labels were trained on"
         else:
             found["pku_saferlhf", "judged_safe"] = f"the judge “{judge.name}” made the labels"
-    for step in material.of_kind("grpo"):
+    for step in [*material.of_kind("grpo"), *material.of_kind("rloo")]:
         if step.recipe.get("reward_by", "rule") == "rule":
-            _add_rule(found, {"format_weight": 2.0, "answer_weight": 1.0}, "the rule rewards it in GRPO")
+            _add_rule(
+                found,
+                {"format_weight": 2.0, "answer_weight": 1.0},
+                f"the rule rewards it in {step.recipe['kind'].upper()}",
+            )
     return found
 
 

@@ -28,8 +28,8 @@ PAGES = {
     "constitution": "constitutions", "grading": "grade", "arm": "checkpoints/arms", "benchmark": "benchmarks",
 }  # fmt: skip
 PANELS = {
-    "import_prompts", "import_pairs", "generate", "judge", "sft", "reward", "dpo", "ppo", "grpo", "benchmark",
-    "grading",
+    "import_prompts", "import_pairs", "generate", "judge", "sft", "reward", "dpo", "simpo", "kto", "ppo", "grpo",
+    "rloo", "benchmark", "grading",
 }  # fmt: skip
 
 

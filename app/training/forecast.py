@@ -10,16 +10,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Method = Literal["sft", "reward", "dpo", "ppo", "grpo"]
+Method = Literal["sft", "reward", "dpo", "simpo", "kto", "ppo", "grpo", "rloo"]
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 # method → (models that are trained, models that are only read)
 FULL_COPIES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "sft": (("policy",), ()),
     "reward": (("reward",), ()),
-    "dpo": (("policy",), ("reference",)),
+    "dpo": (("policy",), ()),  # the reference is read before the first step, by the same weights
+    "simpo": (("policy",), ()),
+    "kto": (("policy",), ("reference",)),
     "ppo": (("policy", "value"), ("reference", "reward")),
     "grpo": (("policy",), ("reference",)),
+    "rloo": (("policy",), ("reference",)),
 }
 
 
@@ -81,11 +84,11 @@ def forecast_memory(
     config: Mapping[str, Any], method: Method, *, is_lora: bool, rank: int, dtype: str, batch: int, length: int,
     has_reference: bool = True,
 ) -> Forecast:  # fmt: skip
-    """Bytes of one training step of `batch` texts of `length` tokens (a DPO or reward row is two texts)."""
+    """Bytes of one training step of `batch` texts of `length` tokens (a DPO, SimPO or reward row is two texts)."""
     width, n = BYTES[dtype], count_parameters(config)
     trained, read = FULL_COPIES[method]
     read = read if has_reference else tuple(name for name in read if name != "reference")
-    texts = 2 * batch if method in {"dpo", "reward"} else batch
+    texts = 2 * batch if method in {"dpo", "simpo", "reward"} else batch
     if is_lora:
         adapter = count_adapter(config, rank)
         parts = [Part("one frozen base", n * width)]

@@ -17,14 +17,26 @@ from app.runs.models import Metric, Run, RunIo
 from app.tables import Column, Filter, Table
 from app.training.forecast import Forecast, forecast_memory
 from app.training.models import Snapshot
-from app.training.recipes import DpoRecipe, GrpoRecipe, PpoRecipe, RewardRecipe, SftRecipe, TrainingRecipe
+from app.training.recipes import (
+    DpoRecipe,
+    GrpoRecipe,
+    KtoRecipe,
+    PpoRecipe,
+    RewardRecipe,
+    RlooRecipe,
+    SftRecipe,
+    SimpoRecipe,
+    TrainingRecipe,
+)
 
 METHODS: dict[str, type[TrainingRecipe]] = {
-    "sft": SftRecipe, "reward": RewardRecipe, "dpo": DpoRecipe, "ppo": PpoRecipe, "grpo": GrpoRecipe
+    "sft": SftRecipe, "reward": RewardRecipe, "dpo": DpoRecipe, "simpo": SimpoRecipe, "kto": KtoRecipe,
+    "ppo": PpoRecipe, "grpo": GrpoRecipe, "rloo": RlooRecipe,
 }  # fmt: skip
 # The curve that says most about each method, always on the dev split.
 HEADLINES = {
-    "sft": "dev_loss", "reward": "dev_accuracy", "dpo": "dev_accuracy", "ppo": "dev_reward", "grpo": "dev_reward"
+    "sft": "dev_loss", "reward": "dev_accuracy", "dpo": "dev_accuracy", "simpo": "dev_accuracy", "kto": "dev_loss",
+    "ppo": "dev_reward", "grpo": "dev_reward", "rloo": "dev_reward",
 }  # fmt: skip
 
 
@@ -145,7 +157,7 @@ def read_forecast(session: Session, member: Member, kind: str, values: Mapping[s
         except (TypeError, ValueError):
             return float(default)
 
-    if kind in {"sft", "reward", "dpo"}:
+    if kind in {"sft", "reward", "dpo", "simpo", "kto"}:
         batch, length = number("batch_size") // max(1, number("accumulate")), number("max_length")
     else:
         length = number("max_prompt_tokens") + number("max_new_tokens")
@@ -157,7 +169,7 @@ def read_forecast(session: Session, member: Member, kind: str, values: Mapping[s
     return forecast_memory(
         config, kind, is_lora=str(values.get("is_lora", "false")) == "true", rank=int(number("lora_rank")),  # type: ignore[arg-type]
         dtype=dtype if dtype in {"float32", "bfloat16"} else "float32", batch=max(1, int(batch)), length=int(length),
-        has_reference=kind != "grpo" or number("beta") > 0,
+        has_reference=kind not in {"grpo", "rloo"} or number("beta") > 0,
     )  # fmt: skip
 
 

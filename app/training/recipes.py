@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from app.runs.recipe import Recipe, points_to
 
 POLICY = {"role": "policy"}
+SOFT = "Weighs each pair by the judge’s own probability, where it gave one."
 
 
 class DemoBaseRecipe(Recipe):
@@ -41,7 +42,8 @@ class TrainingRecipe(Recipe):
     verb: ClassVar[str] = "Train"
     main: ClassVar[frozenset[str]] = frozenset(
         {"start", "snapshot", "reference", "reward", "prompt_set", "reward_by", "is_lora", "lr", "epochs", "beta",
-         "loss", "iterations", "rollouts", "kl_coef", "steps", "prompts_per_step", "group_size", "name", "seed"}
+         "gamma_margin", "is_soft", "loss", "iterations", "rollouts", "kl_coef", "steps", "prompts_per_step",
+         "group_size", "name", "seed"}
     )  # fmt: skip
 
     start: int = points_to("checkpoint", title="Start", description="Training begins from these weights.", where=POLICY)
@@ -84,6 +86,20 @@ class SftRecipe(OfflineRecipe):
     kind: ClassVar[str] = "sft"
     aim: ClassVar[str] = "Train by SFT"
 
+    is_packed: bool = Field(
+        False, title="Pack texts", description="Several texts share a row up to the longest length; none sees another."
+    )
+    template: Literal["own", "sawyer"] = Field(
+        "own", title="Template",
+        description="sawyer adds the tokens <query>, <response> and <pad>, and a template of them; full training only.",
+    )  # fmt: skip
+
+    @model_validator(mode="after")
+    def _new_tokens_are_trained(self) -> "SftRecipe":
+        if self.template != "own" and self.is_lora:
+            raise ValueError("new tokens need trained embeddings: choose full training with this template")
+        return self
+
 
 class RewardRecipe(OfflineRecipe):
     """A reward model with one output, trained by Bradley-Terry on chosen and rejected (TRL)."""
@@ -93,6 +109,10 @@ class RewardRecipe(OfflineRecipe):
 
     center: float = Field(
         0.0, ge=0, le=10, title="Centring", description="Pulls the two rewards of a pair to sum to zero."
+    )
+    is_soft: bool = Field(False, title="Soft labels", description=SOFT)
+    margin: float = Field(
+        0.0, ge=0, le=100, title="Margin", description="Chosen must lead by this much, times how sure the judge was."
     )
 
 
@@ -120,8 +140,45 @@ class DpoRecipe(ReferenceRecipe, OfflineRecipe):
     loss: Literal["sigmoid", "sigmoid_norm", "ipo", "hinge", "robust"] = Field(
         "sigmoid", title="Loss", description="robust reads label smoothing as the share of wrong labels."
     )
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5, title="Label smoothing")
+    is_soft: bool = Field(False, title="Soft labels", description=SOFT)
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5, title="Label smoothing", description="The share thought wrong.")
     sft_weight: float = Field(0.0, ge=0, le=100, title="Weight of an added SFT term", description="0 is the pure loss.")
+
+    @model_validator(mode="after")
+    def _robust_is_hard(self) -> "DpoRecipe":
+        if self.is_soft and self.loss == "robust":
+            raise ValueError("the robust loss undoes a known share of wrong labels: it takes no soft ones")
+        return self
+
+
+class SimpoRecipe(OfflineRecipe):
+    """SimPO: preferences by log-probability per token, with a target margin and no reference (ours)."""
+
+    kind: ClassVar[str] = "simpo"
+    aim: ClassVar[str] = "Train by SimPO"
+
+    beta: float = Field(2.0, gt=0, le=100, title="beta", description="Scales the log-probability per token.")
+    gamma_margin: float = Field(1.0, ge=0, le=100, title="gamma", description="The lead that chosen is to have.")
+    is_soft: bool = Field(False, title="Soft labels", description=SOFT)
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5, title="Label smoothing", description="The share thought wrong.")
+    sft_weight: float = Field(0.0, ge=0, le=100, title="Weight of an added SFT term", description="0 is the pure loss.")
+
+
+class KtoRecipe(ReferenceRecipe, OfflineRecipe):
+    """Kahneman-Tversky optimisation: completions that are good or bad by themselves, without pairs (TRL)."""
+
+    kind: ClassVar[str] = "kto"
+    aim: ClassVar[str] = "Train by KTO"
+
+    beta: float = Field(0.1, gt=0, le=100, title="beta", description="How strongly the reference holds.")
+    good_weight: float = Field(1.0, ge=0, le=100, title="Weight of good completions")
+    bad_weight: float = Field(1.0, ge=0, le=100, title="Weight of bad completions")
+
+    @model_validator(mode="after")
+    def _has_company(self) -> "KtoRecipe":
+        if self.batch_size // self.accumulate < 2:
+            raise ValueError("KTO estimates its KL within a part of a step: give each part at least two rows")
+        return self
 
 
 class OnlineRecipe(ReferenceRecipe):
@@ -170,11 +227,8 @@ class PpoRecipe(OnlineRecipe):
         return self
 
 
-class GrpoRecipe(OnlineRecipe):
-    """Group-relative policy optimisation (TRL), rewarded by the rule or by a reward model."""
-
-    kind: ClassVar[str] = "grpo"
-    aim: ClassVar[str] = "Train by GRPO"
+class GroupRecipe(OnlineRecipe):
+    """Several completions a prompt, compared with each other; rewarded by the rule or by a reward model."""
 
     reward_by: Literal["rule", "reward_model"] = Field(
         "rule", title="Rewarded by", description="The rule reads gold answers: an oracle."
@@ -191,7 +245,21 @@ class GrpoRecipe(OnlineRecipe):
     beta: float = Field(0.02, ge=0, le=100, title="KL coefficient", description="0 means no reference is kept.")
 
     @model_validator(mode="after")
-    def _has_reward(self) -> "GrpoRecipe":
+    def _has_reward(self) -> "GroupRecipe":
         if (self.reward_by == "reward_model") != (self.reward is not None):
             raise ValueError("choose a reward model exactly when it is what rewards")
         return self
+
+
+class GrpoRecipe(GroupRecipe):
+    """Group-relative policy optimisation (TRL)."""
+
+    kind: ClassVar[str] = "grpo"
+    aim: ClassVar[str] = "Train by GRPO"
+
+
+class RlooRecipe(GroupRecipe):
+    """REINFORCE with the other completions' mean reward as the baseline (TRL)."""
+
+    kind: ClassVar[str] = "rloo"
+    aim: ClassVar[str] = "Train by RLOO"

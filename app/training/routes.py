@@ -34,8 +34,11 @@ ABOUT = {
     "sft": ("SFT", "Copies the preferred completions. Cheap, and often most of the effect."),
     "reward": ("Reward model", "Learns to score completions as the preferences do. PPO and GRPO need one, or a rule."),
     "dpo": ("DPO", "Learns from the pairs themselves, against a reference; needs no reward model."),
+    "simpo": ("SimPO", "As DPO without a reference: log-probability per token, and a lead that chosen is to have."),
+    "kto": ("KTO", "Takes completions as good or bad by themselves; pairs are taken apart."),
     "ppo": ("PPO", "Samples, scores with a reward model, and improves, held by a KL penalty. The most tokens."),
     "grpo": ("GRPO", "As PPO without a value model: completions of one prompt are compared with each other."),
+    "rloo": ("RLOO", "As GRPO, each completion measured against the mean of the others; plain policy gradient."),
 }
 
 

@@ -13,10 +13,12 @@ from app.prompts.models import Prompt
 from app.runs.models import Run, RunIo
 from app.runs.queue import launch
 from app.training.models import Snapshot
-from app.training.recipes import DpoRecipe, OfflineRecipe, RewardRecipe, SftRecipe
+from app.training.recipes import DpoRecipe, KtoRecipe, OfflineRecipe, RewardRecipe, SftRecipe, SimpoRecipe
 from app.training.snapshots import TRAINED_ON, SnapshotRecipe, standing_overrides
 
-OFFLINE: dict[str, type[OfflineRecipe]] = {"sft": SftRecipe, "reward": RewardRecipe, "dpo": DpoRecipe}
+OFFLINE: dict[str, type[OfflineRecipe]] = {
+    "sft": SftRecipe, "reward": RewardRecipe, "dpo": DpoRecipe, "simpo": SimpoRecipe, "kto": KtoRecipe
+}  # fmt: skip
 
 
 def count_changed_labels(session: Session, snapshot: Snapshot) -> int:

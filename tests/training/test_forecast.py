@@ -20,7 +20,10 @@ def test_parameters_are_those_of_the_real_models() -> None:
     assert count_adapter(LLAMA_8B, 16) == 41_943_040  # as peft counts it on every linear layer
 
 
-@pytest.mark.parametrize(("method", "copies"), [("sft", 1), ("reward", 1), ("dpo", 2), ("ppo", 4), ("grpo", 2)])
+@pytest.mark.parametrize(
+    ("method", "copies"),
+    [("sft", 1), ("reward", 1), ("dpo", 1), ("simpo", 1), ("kto", 2), ("ppo", 4), ("grpo", 2), ("rloo", 2)],
+)
 def test_full_fine_tuning_keeps_separate_copies_and_says_so(method: Method, copies: int) -> None:
     found = forecast_memory(LLAMA_8B, method, is_lora=False, rank=16, dtype="bfloat16", batch=1, length=512)
     assert found.copies == copies

@@ -1,0 +1,63 @@
+"""KTO with TRL (Ethayarajh et al. 2024, 2402.01306, equation 7): chosen completions are good, rejected ones bad.
+
+The reference is the starting checkpoint: loaded a second time for full training, the base without its adapter (or TRL's
+frozen copy of the adapter that training starts from) for LoRA.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from app.training.recipes import KtoRecipe
+from worker.checkpoints import store_trained, weights_of
+from worker.job import Job
+from worker.loading import Weights, load_full, load_tokenizer, load_trainable
+from worker.ppo import Watch
+from worker.preferences import Preferences, Row, preferences_of
+
+
+def unpair(rows: list[Row]) -> list[Row]:
+    """Two rows a pair: a completion, and whether it is a good one. A completion that stands in several pairs on the
+    same side is one row."""
+    found: dict[str, Row] = {}
+    for row in rows:
+        for side in ("chosen", "rejected"):
+            one = {"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"}
+            found.setdefault(repr(one), one)
+    return list(found.values())
+
+
+def fit_kto(
+    recipe: KtoRecipe, seed: int, start: Weights, preferences: Preferences, folder: Path, watch: Watch
+) -> tuple[Any, Any, dict[str, float]]:
+    """Returns the trained model, its tokenizer and the last value of every curve."""
+    from trl import KTOConfig, KTOTrainer
+
+    from worker.trl_run import as_dataset, offline_arguments, run_trainer
+
+    tokenizer = load_tokenizer(start)
+    trainer = KTOTrainer(
+        model=load_trainable(start, recipe.is_lora, recipe.lora_rank, recipe.dtype),
+        ref_model=None if recipe.is_lora else load_full(start, recipe.dtype).requires_grad_(False),
+        args=KTOConfig(
+            **offline_arguments(recipe, folder, seed, start, has_dev=bool(preferences.dev)),
+            beta=recipe.beta,
+            desirable_weight=recipe.good_weight,
+            undesirable_weight=recipe.bad_weight,
+            disable_dropout=True,
+        ),
+        train_dataset=as_dataset(unpair(preferences.train), tokenizer),
+        eval_dataset=as_dataset(unpair(preferences.dev), tokenizer),
+        processing_class=tokenizer,
+    )
+    return trainer.model, tokenizer, run_trainer(trainer, watch, folder)
+
+
+def train_kto(job: Job) -> None:
+    """Trains on the recipe's snapshot and stores the checkpoint."""
+    recipe: KtoRecipe = job.recipe
+    preferences = preferences_of(job)
+    with job.read() as session:
+        start = weights_of(session, recipe.start)
+    model, tokenizer, curves = fit_kto(recipe, job.seed, start, preferences, job.folder, job)
+    job.spend(labels=len(preferences.train), trained_tokens=curves.get("tokens", 0))
+    store_trained(job, model, tokenizer, curves, step=int(curves.get("step", 0)))
