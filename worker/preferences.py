@@ -58,6 +58,10 @@ def preferences_of(job: Job) -> Preferences:
         raise AppError(f"The snapshot {snapshot.name} is not written yet: wait for its run to end.")
     found = read_preferences(settings().data_path / snapshot.path, snapshot.sha256)
     job.log(f"{len(found.train)} preferences to train on, {len(found.dev)} held out (dev)")
+    repeated = len(found.train) - len({json.dumps(row, sort_keys=True) for row in found.train})
+    if repeated:
+        job.log(f"{repeated} of them are equal to an earlier one", "warning")
+        job.spend(repeated_rows=repeated)
     return found
 
 

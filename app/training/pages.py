@@ -1,6 +1,7 @@
 """What the training pages show: runs with their headline, snapshots, a run's panel, and the memory forecast."""
 
 import json
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from app.projects.access import Member
 from app.runs.models import Metric, Run, RunIo
 from app.tables import Column, Filter, Table
 from app.training.forecast import Forecast, forecast_memory
+from app.training.health import Note, write_notes
 from app.training.models import Snapshot
 from app.training.recipes import (
     DpoRecipe,
@@ -33,6 +35,7 @@ METHODS: dict[str, type[TrainingRecipe]] = {
     "sft": SftRecipe, "reward": RewardRecipe, "dpo": DpoRecipe, "simpo": SimpoRecipe, "kto": KtoRecipe,
     "ppo": PpoRecipe, "grpo": GrpoRecipe, "rloo": RlooRecipe,
 }  # fmt: skip
+POINTS_READ = 400
 # The curve that says most about each method, always on the dev split.
 HEADLINES = {
     "sft": "dev_loss", "reward": "dev_accuracy", "dpo": "dev_accuracy", "simpo": "dev_accuracy", "kto": "dev_loss",
@@ -123,7 +126,19 @@ def read_panel(session: Session, run: Run) -> dict[str, Any]:
         .where(col(Metric.run_id) == run.id)
         .order_by(col(Metric.name))
     ).all()
-    return {"named": named, "latest": latest, "headline": HEADLINES[run.kind]}
+    return {"named": named, "latest": latest, "headline": HEADLINES[run.kind], "notes": read_notes(session, run)}
+
+
+def read_notes(session: Session, run: Run) -> list[Note]:
+    """The run's health in words: from its curves, and from the rows it trains on."""
+    names = sa.select(col(Metric.name), col(Metric.step), col(Metric.value)).where(col(Metric.run_id) == run.id)
+    last = session.execute(sa.select(sa.func.max(col(Metric.step))).where(col(Metric.run_id) == run.id)).scalar() or 0
+    every = last // POINTS_READ + 1  # long runs are read at every k-th step
+    curves: dict[str, list[tuple[int, float | None]]] = defaultdict(list)
+    thinned = names.where(sa.or_(col(Metric.step) % every == 0, col(Metric.name).startswith("dev_")))
+    for name, step, value in session.execute(thinned.order_by(col(Metric.name), col(Metric.step))):
+        curves[name].append((step, value))
+    return write_notes(run.kind, run.recipe, curves, int(run.cost.get("repeated_rows", 0)))
 
 
 def read_config(session: Session, checkpoint: Checkpoint) -> Mapping[str, Any] | None:
