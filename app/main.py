@@ -37,6 +37,7 @@ from app.recipes import routes as recipes
 from app.report import routes as report
 from app.review import routes as review
 from app.runs import routes as runs
+from app.training import diff_routes as label_diffs
 from app.training import routes as training
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,8 @@ POLICY = (
     "form-action 'self'; frame-ancestors 'none'"
 )
 SLICES = (
-    accounts, projects, home, prompts, checkpoints, pairs, constitutions, judging, review, training, benchmarks,
+    accounts, projects, home, prompts, checkpoints, pairs, constitutions, judging, review, label_diffs,
+    training, benchmarks,
     grading, report, experiments, recipes, runs,
 )  # fmt: skip
 

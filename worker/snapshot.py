@@ -27,6 +27,7 @@ def freeze_snapshot(job: Job) -> None:
         with job.read() as session:
             verdict_set = get(session, VerdictSet, recipe.verdict_set)
             check_judging_is_over(session, verdict_set)
+            recipe.check(session, job.project_id)  # the judge may have failed its card since the launch
             labels_version = get(session, PairSet, verdict_set.pair_set_id).labels_version
             overrides = standing_overrides(session, verdict_set.pair_set_id)
             sha256, counts = _write(job, session, verdict_set, overrides, target)
@@ -40,7 +41,7 @@ def freeze_snapshot(job: Job) -> None:
             if pair_set.labels_version != labels_version:
                 continue
             row = _row_of(session, job, verdict_set)
-            row.labels_version, row.sha256 = labels_version, sha256
+            row.labels_version, row.sha256, row.waiver = labels_version, sha256, recipe.waiver.strip()
             row.n_train, row.n_dev = counts["train"], counts["dev"]
             row.counts = {**counts, "overrides": {str(pair): choice for pair, choice in overrides.items()}}
             row.path, row.state = str(target.relative_to(settings().data_path)), "ready"

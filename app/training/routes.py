@@ -16,6 +16,7 @@ from app.projects.access import Member, Researcher, Viewer
 from app.runs.models import Run
 from app.runs.routes import project_run, run_as_json
 from app.tables import FORMATS, Format, respond
+from app.training.diff import comparable
 from app.training.models import Snapshot
 from app.training.pages import (
     METHODS,
@@ -92,6 +93,7 @@ def show_snapshot(request: Request, member: Viewer, session: Db, snapshot_id: in
         n_changed=count_changed_labels(session, snapshot), runs=readers_of(session, snapshot), methods=ABOUT,
         verdict_set=get(session, VerdictSet, snapshot.verdict_set_id), offline=OFFLINE,
         freezing=get(session, Run, snapshot.run_id) if snapshot.run_id else None,
+        others=comparable(session, snapshot) if snapshot.state == "ready" else [],
     )  # fmt: skip
 
 

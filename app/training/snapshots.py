@@ -6,12 +6,16 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import sqlalchemy as sa
+from pydantic import Field
 from sqlalchemy.orm import aliased
 from sqlmodel import Session, col
 
-from app.judging.models import Verdict, VerdictSet
+from app.db import get
+from app.errors import Invalid
+from app.judging.models import Judge, Verdict, VerdictSet
 from app.pairs.models import Completion, Pair
 from app.prompts.models import Prompt
+from app.review.cards import SHORTEST_REASON, failed_card, lines_that
 from app.review.models import Override
 from app.runs.recipe import Recipe, points_to
 
@@ -27,6 +31,25 @@ class SnapshotRecipe(Recipe):
     verb: ClassVar[str] = "Freeze"
 
     verdict_set: int = points_to("verdict_set", title="Verdicts")
+    waiver: str = Field(
+        "", max_length=2_000, title="Reason", json_schema_extra={"rows": 3},
+        description="Needed where the judge failed its Judge Card: why its labels may train all the same. The report "
+        "prints it.",
+    )  # fmt: skip
+
+    def check(self, session: Session, project_id: int) -> None:
+        """Raises Invalid where the labels may not train: probes, and a failed judge's without a reason."""
+        verdict_set = get(session, VerdictSet, self.verdict_set)
+        if verdict_set.archived_at is not None:
+            raise Invalid(f"“{verdict_set.name}” was put away: choose other verdicts.", {"verdict_set": ["archived"]})
+        card = failed_card(session, verdict_set)
+        if card is not None and len(self.waiver.strip()) < SHORTEST_REASON:
+            judge = get(session, Judge, verdict_set.judge_id)
+            raise Invalid(
+                f"The judge “{judge.name}” failed its Judge Card {card.id} ({'; '.join(lines_that(card, 'failed'))}). "
+                f"Its labels train only with a reason ({SHORTEST_REASON} characters or more), which the report prints.",
+                {"waiver": [f"the judge failed its card {card.id}: say why its labels may train all the same"]},
+            )
 
 
 @dataclass(frozen=True)
@@ -68,7 +91,7 @@ def read_preferences(
             if choice is not None:
                 counts[row.split] += 1
                 counts["flips"] += bool(row.is_flip)
-                yield Preference(row.id, row.split, _as_row(row, choice))
+                yield Preference(row.id, row.split, _as_row(row, choice, row.id in overrides))
         after = (rows[-1].position, rows[-1].id)
 
 
@@ -80,7 +103,7 @@ def _chunk(verdict_set: VerdictSet, after: tuple[int, int]) -> Any:
         sa.select(
             col(Pair.id), col(Pair.position), col(Prompt.messages), col(Prompt.reference), col(Prompt.split),
             col(Prompt.grp), col(a.text).label("a"), col(b.text).label("b"), col(Verdict.id).label("verdict"),
-            col(Verdict.outcome), col(Verdict.is_flip),
+            col(Verdict.outcome), col(Verdict.is_flip), col(Verdict.p_a),
         )
         .join(Prompt, col(Prompt.id) == col(Pair.prompt_id))
         .join(a, col(a.id) == col(Pair.a_id))
@@ -109,10 +132,13 @@ def _label(row: Any, overrides: dict[int, str], counts: Counter[str]) -> str | N
     return None
 
 
-def _as_row(row: Any, choice: str) -> dict[str, Any]:
+def _as_row(row: Any, choice: str, is_by_people: bool) -> dict[str, Any]:
+    """The row; `p_chosen` is the judge's own probability of the label, where it gave one and no person has spoken."""
     sides = {"a": row.a, "b": row.b}
     rejected = sides["b" if choice == "a" else "a"]
-    return {
+    has_p = row.p_a is not None and not is_by_people
+    soft = {"p_chosen": row.p_a if choice == "a" else 1 - row.p_a} if has_p else {}
+    return soft | {
         "prompt": row.messages,
         "chosen": [{"role": "assistant", "content": sides[choice]}],
         "rejected": [{"role": "assistant", "content": rejected}],

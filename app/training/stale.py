@@ -94,7 +94,10 @@ def refreeze(session: Session, snapshot: Snapshot, account_id: int) -> tuple[Sna
     labels_version = get(session, PairSet, snapshot.pair_set_id).labels_version
     name = get(session, VerdictSet, snapshot.verdict_set_id).name
     run = launch(
-        session, SnapshotRecipe(name=f"{name}, labels {labels_version}"[:120], verdict_set=snapshot.verdict_set_id),
+        session,
+        SnapshotRecipe(
+            name=f"{name}, labels {labels_version}"[:120], verdict_set=snapshot.verdict_set_id, waiver=snapshot.waiver
+        ),
         project_id=snapshot.project_id, account_id=account_id,
         form_key=f"refreeze-{snapshot.verdict_set_id}-{labels_version}",
     )  # fmt: skip

@@ -12,19 +12,19 @@ from sqlmodel import col, select
 from app.accounts.models import Account
 from app.checkpoints.models import Checkpoint
 from app.config import settings
-from app.db import engine, get, reading, transaction
+from app.db import engine, get, now, reading, transaction
 from app.errors import Conflict, Invalid
 from app.judging.models import Verdict, VerdictSet
 from app.pairs.models import Completion, Pair, PairSet
 from app.projects.models import Project
 from app.prompts.models import Prompt
 from app.review.answers import as_shown, change_answer, give_answer
-from app.review.models import Answer, Queue
+from app.review.models import Answer, JudgeCard, Queue
 from app.review.queues import claim_place
 from app.runs.models import Run, RunIo, RunNeed
 from app.runs.queue import launch
 from app.training.models import Snapshot
-from app.training.recipes import SftRecipe
+from app.training.recipes import PpoRecipe, RewardRecipe, SftRecipe
 from app.training.snapshots import SnapshotRecipe
 from app.training.stale import count_changed_labels, retrain, stale_rows
 from tests.review.rows import do, do_run, make_pairs, make_run, make_verdicts
@@ -178,6 +178,103 @@ def test_staleness_reaches_what_was_trained_on_it(project: Project, verdicts: Ve
         assert stale_rows(session, project.id) == {
             "snapshot": {snapshot.id: 1}, "run": {run.id: 1, later.id: 1}, "checkpoint": {made.id: 1, policy.id: 1}
         }  # fmt: skip
+
+
+def test_staleness_goes_from_snapshot_to_reward_model_to_ppo(project: Project, verdicts: VerdictSet) -> None:
+    snapshot = freeze(project, verdicts)[0]
+    with transaction() as session:
+        base = Checkpoint(project_id=project.id, name="base", method="base")
+        session.add(base)
+        session.flush()
+        scoring = launch(session, RewardRecipe(start=base.id, snapshot=snapshot.id), project_id=project.id)
+        reward = Checkpoint(project_id=project.id, name="rm", method="reward", role="reward", run_id=scoring.id)
+        session.add(reward)
+        session.flush()
+        session.add(RunIo(run_id=scoring.id, is_output=True, noun="checkpoint", ref_id=reward.id))
+        prompts = get(session, PairSet, verdicts.pair_set_id).prompt_set_id
+        recipe = PpoRecipe(start=base.id, reference=base.id, reward=reward.id, prompt_set=prompts)
+        improving = launch(session, recipe, project_id=project.id)
+        policy = Checkpoint(project_id=project.id, name="ppo", method="ppo", run_id=improving.id, parent_id=base.id)
+        session.add(policy)
+        session.flush()
+        session.add(RunIo(run_id=improving.id, is_output=True, noun="checkpoint", ref_id=policy.id))
+    answer(verdicts, pick(verdicts, "a"), "b")
+    answer(verdicts, pick(verdicts, "b"), "a")
+    with reading() as session:
+        assert stale_rows(session, project.id) == {
+            "snapshot": {snapshot.id: 2}, "run": {scoring.id: 2, improving.id: 2},
+            "checkpoint": {reward.id: 2, policy.id: 2},
+        }  # fmt: skip  # the base itself learned from no label
+
+
+def make_card(verdicts: VerdictSet, is_passed: bool | None) -> JudgeCard:
+    """A finished card of the verdicts' judge under their constitution."""
+    line = {"key": "flip", "name": "Position flips", "value": 0.4, "low": 0.3, "high": 0.5, "n": 200, "limit": 0.2,
+            "is_at_least": False, "is_gated": True, "is_passed": is_passed,
+            "state": {True: "passed", False: "failed", None: "undecided"}[is_passed], "more": None,
+            "explanation": ""}  # fmt: skip
+    with transaction() as session:
+        card = JudgeCard(
+            project_id=verdicts.project_id, judge_id=verdicts.judge_id, constitution_id=verdicts.constitution_id,
+            pair_set_id=verdicts.pair_set_id, lines=[line], n=500, is_passed=is_passed,
+        )  # fmt: skip
+        session.add(card)
+        session.flush()
+        return card
+
+
+def test_a_failed_judges_labels_need_a_reason(project: Project, verdicts: VerdictSet) -> None:
+    freeze(project, verdicts)  # no card: nothing is asked
+    make_card(verdicts, None)
+    freeze(project, verdicts)  # undecided: nothing is asked either
+    card = make_card(verdicts, False)
+    for waiver in ("", "because", "          because          "):
+        with (
+            transaction() as session,
+            pytest.raises(Invalid, match=r"failed its Judge Card .*flips 0.40 \[0.30, 0.50\]") as e,
+        ):
+            launch(session, SnapshotRecipe(verdict_set=verdicts.id, waiver=waiver), project_id=project.id)
+        assert str(card.id) in e.value.fields["waiver"][0]
+    make_card(verdicts, None)  # an undecided card undoes nothing
+    with transaction() as session, pytest.raises(Invalid):
+        launch(session, SnapshotRecipe(verdict_set=verdicts.id), project_id=project.id)
+    why = "  To show what position flips do to DPO.  "
+    run = do(project, SnapshotRecipe(verdict_set=verdicts.id, waiver=why))
+    with reading() as session:
+        assert session.exec(select(Snapshot).where(Snapshot.run_id == run.id)).one().waiver == why.strip()
+    make_card(verdicts, True)
+    freeze(project, verdicts)  # the newest that decided has passed
+
+
+def test_a_card_that_fails_after_the_launch_still_holds_the_gate(project: Project, verdicts: VerdictSet) -> None:
+    with transaction() as session:
+        run_id = launch(session, SnapshotRecipe(verdict_set=verdicts.id), project_id=project.id).id
+    make_card(verdicts, False)
+    with pytest.raises(AssertionError, match="failed its Judge Card"):
+        do_run(run_id)
+    with reading() as session:
+        assert session.exec(select(Snapshot)).all() == []
+
+
+def test_the_judges_probability_goes_along_unless_a_person_has_spoken(project: Project, verdicts: VerdictSet) -> None:
+    sure, against, mended = pick(verdicts, "a"), pick(verdicts, "b"), pick(verdicts, "tie")
+    with transaction() as session:
+        for pair, p_a in ((sure, 0.9), (against, 0.25), (mended, 0.5)):
+            row = session.exec(
+                select(Verdict).where(Verdict.verdict_set_id == verdicts.id, Verdict.pair_id == pair)
+            ).one()
+            row.p_a = p_a
+    answer(verdicts, mended, "a")
+    by_pair = {row["pair"]: row for row in freeze(project, verdicts)[1]}
+    assert (by_pair[sure]["p_chosen"], by_pair[against]["p_chosen"]) == (0.9, 0.75)
+    assert sum("p_chosen" in row for row in by_pair.values()) == 2
+
+
+def test_verdicts_that_were_put_away_freeze_to_nothing(project: Project, verdicts: VerdictSet) -> None:
+    with transaction() as session:
+        get(session, VerdictSet, verdicts.id).archived_at = now()
+    with transaction() as session, pytest.raises(Invalid, match="put away"):
+        launch(session, SnapshotRecipe(verdict_set=verdicts.id), project_id=project.id)
 
 
 def test_train_again_freezes_the_new_labels_and_waits_for_them(project: Project, verdicts: VerdictSet) -> None:
