@@ -13,6 +13,7 @@ from app.config import settings
 from app.db import transaction
 from app.errors import AppError
 from app.runs.queue import Fenced, finish
+from worker.failures import remedy_for
 from worker.job import Cancelled, Job
 
 KINDS = {
@@ -63,8 +64,8 @@ def work(run_id: int, attempt: int) -> str:
         return "fenced"
     except sa.exc.OperationalError:
         raise  # the database was away: another attempt goes on from what is stored
-    except Exception:  # noqa: BLE001  the one catch-all: whatever broke is shown on the run's page
-        status, error = "failed", traceback.format_exc()
+    except Exception as broken:  # noqa: BLE001  the one catch-all: whatever broke is shown on the run's page
+        status, error = "failed", remedy_for(broken) or traceback.format_exc()
     spent = {"cpu_seconds": time.process_time() - started[0], "wall_seconds": time.monotonic() - started[1]}
     try:
         if job:

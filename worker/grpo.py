@@ -168,7 +168,7 @@ def fit_grpo(
         trainer.add_callback(
             LookCallback(recipe.sample_every, lambda step: look(trainer, recipe, seed, dev, reward, watch, step))
         )
-    curves = run_trainer(trainer, watch, folder)
+    curves = run_trainer(trainer, watch, folder, is_tried=False)
     watch.spend(generated_tokens=n_tokens[0])
     return trainer.model, trainer.processing_class, curves
 

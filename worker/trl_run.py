@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import torch
 import transformers
 from transformers import PrinterCallback, TrainerCallback
 
+from app.errors import AppError
 from app.training.recipes import OfflineRecipe, TrainingRecipe
 from worker.loading import Weights, context_of, device, render_prompt
 from worker.ppo import Watch
@@ -165,12 +167,57 @@ def _plain(tokenizer: Any, name: str, value: Any) -> Any:
     return render_prompt(tokenizer, value) if name == "prompt" else value[0]["content"]
 
 
-def run_trainer(trainer: Any, watch: Watch, folder: Path) -> dict[str, float]:
-    """Trains, going on from the newest whole state in `folder`; returns the last value of every curve."""
+def dry_step(trainer: Any) -> None:
+    """One forward and backward pass on the longest batch, thrown away: want of memory shows in the first seconds.
+
+    Raises AppError with the rows per step that fit. Weights, curves and random numbers are left as they were.
+    """
+    rows = trainer.train_dataset
+    size = min(trainer.args.per_device_train_batch_size, len(rows))
+    lengths = [sum(len(value) for name, value in row.items() if name.endswith("_ids") and value) for row in rows]
+    longest = sorted(range(len(rows)), key=lengths.__getitem__)[-size:]
+    fitting, failed = size, None
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        while fitting:
+            try:
+                _pass_once(trainer, [rows[place] for place in longest[-fitting:]])
+                break
+            except torch.OutOfMemoryError as error:
+                fitting, failed = fitting // 2, error
+                trainer.model.zero_grad(set_to_none=True)
+                torch.cuda.empty_cache()
+    if failed is not None:
+        parts = -(-size * trainer.args.gradient_accumulation_steps // max(fitting, 1))
+        remedy = (
+            f"{fitting} fit: split a step into {parts} parts, and the result is the same"
+            if fitting else "not even one fits: choose shorter texts, LoRA, bfloat16 or a smaller model"
+        )  # fmt: skip
+        raise AppError(f"{size} rows of the longest texts do not fit into this device's memory. {remedy}.") from failed
+
+
+def _pass_once(trainer: Any, rows: list[dict[str, Any]]) -> None:
+    trainer._set_signature_columns_if_needed()
+    kept = [{name: value for name, value in row.items() if name in trainer._signature_columns} for row in rows]
+    batch = trainer._prepare_inputs(trainer.data_collator(kept))
+    trainer.model.train()
+    loss = trainer.compute_loss(trainer.model, batch)
+    loss.backward()
+    trainer.model.zero_grad(set_to_none=True)
+    trainer._metrics["train"].clear()
+    trainer._total_train_tokens = 0
+
+
+def run_trainer(trainer: Any, watch: Watch, folder: Path, is_tried: bool = True) -> dict[str, float]:
+    """Trains, going on from the newest whole state in `folder`; returns the last value of every curve.
+
+    `is_tried`: the longest batch is tried first (not where batches are sampled as training goes).
+    """
     callback = WatchCallback(watch, folder)
     trainer.remove_callback(PrinterCallback)  # the curves are rows, not prints
     trainer.add_callback(callback)
     newest = take_newest_whole(folder, "checkpoint")
+    if is_tried:
+        dry_step(trainer)
     if newest is not None:
         watch.resumed_at(newest[0])
     elif trainer.eval_dataset is not None:
