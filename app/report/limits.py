@@ -3,11 +3,12 @@
 from sqlmodel import Session
 
 from app.db import get
-from app.judging.models import VerdictSet
+from app.judging.models import Judge, VerdictSet
 from app.report.arms import Material, ReportArm
 from app.report.people import AuditLine, GradingLine
 from app.report.results import BenchmarkResults
-from app.report.signals import training_judges
+from app.report.signals import training_judges, training_snapshots
+from app.review.cards import deciding_card, lines_that
 
 
 def find_limits(
@@ -20,6 +21,7 @@ def find_limits(
         *_people(gradings, audits, any(step.recipe.get("kind") == "grading" for step in material.steps)),
         *_seeds(material, arms),
         *_judges(session, material),
+        *_cards(session, material),
         *_items(results),
         "Intervals are over prompts: they say how far other prompts of this kind would move a number, not other kinds.",
     ]
@@ -81,6 +83,26 @@ def _judges(session: Session, material: Material) -> list[str]:
         verdicts = get(session, VerdictSet, key) if key is not None else None
         if verdicts and verdicts.n and verdicts.n_null / verdicts.n > 0.05:
             said.append(f"{verdicts.n_null / verdicts.n:.0%} of the verdicts “{verdicts.name}” could not be read.")
+    return list(dict.fromkeys(said))
+
+
+def _cards(session: Session, material: Material) -> list[str]:
+    """What Judge Cards found about those whose labels were trained on, and why a failed one's were."""
+    said = []
+    for snapshot in training_snapshots(session, material):
+        verdicts = get(session, VerdictSet, snapshot.verdict_set_id)
+        judge = get(session, Judge, verdicts.judge_id)
+        card = deciding_card(session, judge.id, verdicts.constitution_id)
+        if card is None:
+            why = " (labels of a file cannot be probed)" if judge.kind == "imported" else ""
+            said.append(f"No Judge Card was made for “{judge.name}”{why}: its labels were trained on unprobed.")
+        elif card.is_passed is None:
+            open_ = "; ".join(lines_that(card, "undecided"))
+            said.append(f"The Judge Card of “{judge.name}” leaves undecided: {open_}.")
+        elif card.is_passed is False:
+            why = f"reason given: “{snapshot.waiver}”" if snapshot.waiver else "it failed after they had been frozen"
+            broken = "; ".join(lines_that(card, "failed"))
+            said.append(f"“{judge.name}” failed its Judge Card ({broken}) and its labels were trained on; {why}.")
     return list(dict.fromkeys(said))
 
 

@@ -12,18 +12,22 @@ from app.training.pages import METHODS
 
 def training_judges(session: Session, material: Material) -> list[Judge]:
     """The judges whose verdicts were trained on."""
+    keys = [snapshot.verdict_set_id for snapshot in training_snapshots(session, material)]
+    wanted = (
+        select(Judge)
+        .join(VerdictSet, col(VerdictSet.judge_id) == col(Judge.id))
+        .where(col(VerdictSet.id).in_(keys)).distinct().order_by(col(Judge.id))
+    )  # fmt: skip
+    return list(session.exec(wanted))
+
+
+def training_snapshots(session: Session, material: Material) -> list[Snapshot]:
+    """The snapshots that were trained on."""
     keys = {
         key for step in material.steps for noun, key in material.reads.get(step.run_id or 0, [])
         if noun == "snapshot" and step.recipe.get("kind") in METHODS
     }  # fmt: skip
-    if not keys:
-        return []
-    wanted = (
-        select(Judge).join(VerdictSet, col(VerdictSet.judge_id) == col(Judge.id))
-        .join(Snapshot, col(Snapshot.verdict_set_id) == col(VerdictSet.id))
-        .where(col(Snapshot.id).in_(keys)).distinct().order_by(col(Judge.id))
-    )  # fmt: skip
-    return list(session.exec(wanted))
+    return list(session.exec(select(Snapshot).where(col(Snapshot.id).in_(keys)).order_by(col(Snapshot.id))))
 
 
 def training_signals(session: Session, material: Material) -> dict[tuple[str, str], str]:

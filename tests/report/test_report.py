@@ -17,11 +17,14 @@ from app.experiments.advance import advance_all
 from app.experiments.models import Experiment
 from app.experiments.start import start_experiment
 from app.grading.models import Grade, GradeItem, Grading
+from app.judging.models import VerdictSet
 from app.report.arms import read_material
 from app.report.report import read_report
 from app.report.results import result_lines, result_table
 from app.report.signals import training_signals
+from app.review.models import JudgeCard
 from app.runs.queue import claim
+from app.training.models import Snapshot
 from tests.benchmarks.rows import fresh_project
 from tests.conftest import forget_settings
 from worker.child import work
@@ -203,6 +206,37 @@ def test_signals_are_found_from_what_was_trained_on(studied: None) -> None:
         found = training_signals(session, material)
     assert ("strict_format", "format") in found and ("demo_facts", "acc") not in found
     assert "10% flipped" in found["strict_format", "format"]
+
+
+def test_the_limits_say_what_the_judges_card_found_and_why_its_labels_were_trained_on(reader: TestClient) -> None:
+    def limits() -> list[str]:
+        found: list[str] = reader.get("/p/demo/report/1.json").json()["limits"]
+        return [line for line in found if "Judge Card" in line]
+
+    assert [line.startswith("No Judge Card was made for “") for line in limits()] == [True]
+    with transaction() as session:
+        snapshot = session.exec(select(Snapshot).order_by(col(Snapshot.id))).first()
+        assert snapshot is not None
+        verdicts = get(session, VerdictSet, snapshot.verdict_set_id)
+        line = {"name": "Position flips", "value": 0.4, "low": 0.3, "high": 0.5, "n": 60, "limit": 0.2,
+                "is_at_least": False, "is_gated": True, "state": "failed"}  # fmt: skip
+        card = JudgeCard(
+            project_id=1, judge_id=verdicts.judge_id, constitution_id=verdicts.constitution_id, n=60, is_passed=False,
+            pair_set_id=verdicts.pair_set_id, lines=[line],
+        )  # fmt: skip
+        session.add(card)
+        session.flush()
+        card_id = card.id
+    broken = "failed its Judge Card (position flips 0.40 [0.30, 0.50], n = 60, limit at most 0.2)"
+    assert broken in limits()[0] and limits()[0].endswith("it failed after they had been frozen.")
+    with transaction() as session:
+        get(session, Snapshot, snapshot.id).waiver = "To see what flips do."
+    assert limits()[0].endswith("trained on; reason given: “To see what flips do.”.")
+    assert "To see what flips do." in reader.get("/p/demo/report/1").text
+    with transaction() as session:
+        changed = get(session, JudgeCard, card_id)
+        changed.is_passed, changed.lines = None, [line | {"state": "undecided"}]
+    assert "leaves undecided: position flips 0.40" in limits()[0]
 
 
 def test_a_report_before_anything_has_ended_says_so(studied: None, reader: TestClient) -> None:

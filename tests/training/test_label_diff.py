@@ -4,7 +4,7 @@ import csv
 import io
 
 import pytest
-from sqlmodel import select
+from sqlmodel import col, select
 from starlette.testclient import TestClient
 
 from app.db import get, reading, transaction
@@ -84,8 +84,8 @@ def test_two_judges_of_the_same_pairs(client: TestClient, project: Project, verd
         expected = 0
         rows = session.exec(
             select(Verdict, Prompt.split)
-            .join(Pair, Pair.id == Verdict.pair_id)
-            .join(Prompt, Prompt.id == Pair.prompt_id)
+            .join(Pair, col(Pair.id) == col(Verdict.pair_id))
+            .join(Prompt, col(Prompt.id) == col(Pair.prompt_id))
             .where(Verdict.verdict_set_id == verdicts.id)
         ).all()
         for verdict, split in rows:
@@ -109,12 +109,15 @@ def test_long_diffs_are_paged(client: TestClient, project: Project, verdicts: Ve
         with reading() as session:
             free = session.exec(
                 select(Verdict.pair_id)
-                .join(Pair, Pair.id == Verdict.pair_id)
-                .join(Prompt, Prompt.id == Pair.prompt_id)
+                .join(Pair, col(Pair.id) == col(Verdict.pair_id))
+                .join(Prompt, col(Prompt.id) == col(Pair.prompt_id))
                 .where(
-                    Verdict.outcome == "a", Prompt.split == "train", Verdict.pair_id.not_in(select(Override.pair_id))
+                    Verdict.outcome == "a",
+                    Prompt.split == "train",
+                    col(Verdict.pair_id).not_in(select(Override.pair_id)),
                 )
             ).first()
+        assert free is not None
         pairs.append(free)
         answer(verdicts, free, "b")
     new = freeze(project, verdicts)[0]
