@@ -58,8 +58,10 @@ def _figures(session: Session, project_id: int) -> dict[str, tuple[int, str]]:
         return sa.select(model.id).where(*where)
 
     count, total = sa.func.count(), sa.func.sum
-    prompts, pairs = PromptSet.project_id == project_id, PairSet.project_id == project_id
-    verdicts, queues = VerdictSet.project_id == project_id, Queue.project_id == project_id
+    prompts, queues = PromptSet.project_id == project_id, Queue.project_id == project_id
+    pairs, verdicts = (
+        sa.and_(col(kind.project_id) == project_id, col(kind.archived_at).is_(None)) for kind in (PairSet, VerdictSet)
+    )
     gradings, runs = Grading.project_id == project_id, Run.project_id == project_id
     items = ids(GradeItem, col(GradeItem.grading_id).in_(ids(Grading, gradings)))
     mine = ids(Pair, col(Pair.pair_set_id).in_(ids(PairSet, pairs)))

@@ -42,7 +42,10 @@ def read_rail(session: Session, member: Member, path: str) -> list[RailItem]:
     tables = SQLModel.metadata.tables
     shown = [stage for stage in STAGES if member.may("viewer") or stage[0] in FOR_GRADERS]
     counted = {
-        name: sa.select(sa.func.count()).where(tables[name].c.project_id == member.project.id).scalar_subquery()
+        name: sa.select(sa.func.count())
+        .where(tables[name].c.project_id == member.project.id)
+        .where(*(tables[name].c[put_away].is_(None) for put_away in ("archived_at",) if put_away in tables[name].c))
+        .scalar_subquery()
         for _, _, name, _ in shown
         if name
     }

@@ -9,6 +9,7 @@ from app.db import Db, get
 from app.errors import NotFound
 from app.html import html
 from app.pairs.models import Completion
+from app.pairs.pages import probing_runs
 from app.projects.access import Member, Viewer
 from app.prompts.models import Prompt, PromptSet
 
@@ -28,7 +29,8 @@ def compare(
         return html(
             request, "pairs/compare.html", title="Compare", prompt=None, arms=[], shown=[], before=None, after=None
         )
-    written = select(Completion.arm_id).where(Completion.prompt_id == chosen.id).distinct()
+    is_written = col(Completion.run_id).not_in(probing_runs(member))
+    written = select(Completion.arm_id).where(Completion.prompt_id == chosen.id, is_written).distinct()
     arms = session.exec(
         select(Arm).where(Arm.project_id == member.project.id, col(Arm.id).in_(written)).order_by(col(Arm.id))
     ).all()
@@ -48,7 +50,7 @@ def _find_prompt(session: Session, member: Member, prompt_id: int | None, arms: 
             raise NotFound(f"There is no prompt {prompt_id}.")
         return found
     last = select(Completion.prompt_id).join(Arm, col(Arm.id) == col(Completion.arm_id))
-    last = last.where(Arm.project_id == member.project.id)
+    last = last.where(Arm.project_id == member.project.id, col(Completion.run_id).not_in(probing_runs(member)))
     if arms:
         last = last.where(col(Arm.id).in_(arms))
     key = session.exec(last.order_by(col(Completion.id).desc()).limit(1)).first()

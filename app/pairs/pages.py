@@ -13,6 +13,7 @@ from app.errors import NotFound
 from app.pairs.models import Completion, Pair, PairSet
 from app.projects.access import Member
 from app.prompts.models import SPLITS, Prompt, PromptSet
+from app.runs.models import Run
 from app.tables import Column, Filter, Table
 
 STOP_REASONS = ("stop", "length", "imported", "refused")
@@ -87,7 +88,13 @@ def completions_table(member: Member) -> Table:
         Filter("ended", Completion.stop_reason, "Ended by", STOP_REASONS),
     ]  # fmt: skip
     source = sa.join(Completion, Arm, col(Arm.id) == col(Completion.arm_id))
-    return Table("completions", columns, source, Completion.id, [Arm.project_id == member.project.id], filters)
+    where = [Arm.project_id == member.project.id, col(Completion.run_id).not_in(probing_runs(member))]
+    return Table("completions", columns, source, Completion.id, where, filters)
+
+
+def probing_runs(member: Member) -> Any:
+    """The runs whose completions are probes of a Judge Card rather than anybody's writing."""
+    return sa.select(col(Run.id)).where(col(Run.project_id) == member.project.id, col(Run.kind) == "card")
 
 
 @dataclass(frozen=True)
