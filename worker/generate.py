@@ -10,6 +10,7 @@ import itertools
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import sqlalchemy as sa
 import torch
@@ -24,7 +25,7 @@ from app.db import clean_text, get
 from app.errors import AppError, Invalid
 from app.grading.recipes import GradingRecipe
 from app.pairs.models import Completion, Pair, PairSet
-from app.pairs.recipes import GenerateRecipe
+from app.pairs.recipes import GenerateRecipe, Split
 from app.prompts.models import Prompt, PromptSet
 from app.prompts.strict_format import score_by_rule
 from worker.checkpoints import weights_of
@@ -77,7 +78,14 @@ def write_completions(job: Job, arms: Sequence[Arm], items: list[Item]) -> None:
             job.made(session, "arm", arm.id, arm.sha256)
 
 
-def pick_prompts(job: Job, recipe: GenerateRecipe | GradingRecipe, limit: int | None) -> list[Prompt]:
+class OfPrompts(Protocol):
+    """A recipe that names prompts and their splits."""
+
+    prompt_set: int
+    splits: list[Split]
+
+
+def pick_prompts(job: Job, recipe: OfPrompts, limit: int | None) -> list[Prompt]:
     """The prompts of the recipe's splits; with a limit those of the lowest hash, so that no part is missed."""
     with job.read() as session:
         chosen = select(Prompt).where(Prompt.set_id == recipe.prompt_set, col(Prompt.split).in_(recipe.splits))
