@@ -5,14 +5,12 @@ Simplified: one update per rollout unless the recipe says more; the reference, k
 the starting checkpoint, which TRL loads again from where the policy came from.
 """
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from app.prompts.strict_format import score_by_rule
 from app.training.recipes import GroupRecipe, RlooRecipe
 from worker.checkpoints import store_trained, weights_of
 from worker.job import Job
@@ -28,6 +26,7 @@ from worker.loading import (
 )
 from worker.ppo import Watch, end_ids_of, pad_left, sample, seeded
 from worker.ppo_models import positions
+from worker.rewards import score_text
 from worker.rl_prompts import RlPrompt, prompts_of
 from worker.saving import is_whole, save_folder, write_model
 
@@ -38,15 +37,10 @@ def rule_reward(flip_rate: float, seed: int) -> RewardFunction:
     """The rule's score in [0, 1]. An oracle's errors: a share of texts, fixed by hash, has its reward turned round."""
 
     def by_rule(prompts: list[Any], completions: list[Any], reference: list[str | None], **_: Any) -> list[float]:
-        rewards = []
-        for prompt, completion, gold in zip(prompts, completions, reference, strict=True):
-            text = _text_of(completion)
-            best = score_by_rule("Answer: x — Confidence: low — Reasoning: x", "x" if gold is not None else None)
-            share = score_by_rule(text, gold) / best
-            digest = hashlib.sha256(f"{seed}\0{prompt}\0{text}".encode()).digest()
-            is_flipped = int.from_bytes(digest[:6], "big") / 2**48 < flip_rate
-            rewards.append(1 - share if is_flipped else share)
-        return rewards
+        return [
+            score_text(str(prompt), _text_of(completion), gold, flip_rate, seed)
+            for prompt, completion, gold in zip(prompts, completions, reference, strict=True)
+        ]
 
     return by_rule
 

@@ -26,6 +26,7 @@ from worker.checkpoints import facts_of, store_checkpoint, weights_of
 from worker.job import Job
 from worker.loading import context_of, load_tokenizer
 from worker.ppo_models import PpoModels, load_ppo_models, positions
+from worker.rewards import Bonus, rule_bonus
 from worker.rl_prompts import prompts_of
 from worker.saving import drop_older, save_folder, take_newest_whole
 
@@ -56,11 +57,6 @@ def whiten(x: Tensor, mask: Tensor, *, keep_mean: bool = False) -> Tensor:
     variance = masked_mean((x - mean) ** 2, mask)
     white = (x - mean) * torch.rsqrt(variance + 1e-8)
     return (white + mean if keep_mean else white) * mask
-
-
-def log_probs_of(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
-    """Log-probability (b, n) of each token under softmax(logits / temperature)."""
-    return torch.log_softmax(logits / temperature, -1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
 
 
 def token_rewards(scores: Tensor, log_ratio: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
@@ -210,8 +206,11 @@ def pick_prompts(n_prompts: int, n: int, iteration: int, seed: int) -> list[int]
 class Ppo:
     """One training run; `state()` and `load_state()` hold all that an iteration depends on."""
 
-    def __init__(self, recipe: PpoRecipe, seed: int, models: PpoModels, tokenizer: Any) -> None:
+    def __init__(
+        self, recipe: PpoRecipe, seed: int, models: PpoModels, tokenizer: Any, bonus: "Bonus | None" = None
+    ) -> None:
         self.recipe, self.seed, self.models, self.tokenizer = recipe, seed, models, tokenizer
+        self.bonus = bonus
         self.end_ids = end_ids_of(models.policy, tokenizer)
         self.pad_id = int(tokenizer.pad_token_id)
         self.kl_coef = recipe.kl_coef
@@ -245,20 +244,28 @@ class Ppo:
         """Which completions (b,) hold an end token."""
         return torch.isin(rollout.tokens, torch.tensor(self.end_ids, device=rollout.tokens.device)).any(-1)
 
-    def score(self, rollout: Rollout) -> Tensor:
-        """The reward model's scores (b,), less the penalty where a completion did not end."""
-        scores = self.models.scores(rollout.ids, rollout.attention)
-        return scores - self.recipe.missing_end_penalty * (~self.has_ended(rollout)).float()
+    def score(self, rollout: Rollout, prompts: list[list[int]]) -> Tensor:
+        """The weighted rewards (b,), less the penalty where a completion did not end."""
+        recipe = self.recipe
+        scores = recipe.reward_weight * self.models.scores(rollout.ids, rollout.attention)
+        if self.bonus is not None:
+            texts = [
+                self.tokenizer.decode(row[kept.bool()], skip_special_tokens=True)
+                for row, kept in zip(rollout.tokens, rollout.mask, strict=True)
+            ]
+            scores = scores + torch.tensor(self.bonus(prompts, texts), device=scores.device)
+        return scores - recipe.missing_end_penalty * (~self.has_ended(rollout)).float()
 
     def iterate(self, iteration: int, prompts: list[list[int]], check: Callable[[], None]) -> dict[str, float]:
         """One iteration: roll out, estimate, update; returns the metrics."""
         recipe, started = self.recipe, time.monotonic()
         picked = pick_prompts(len(prompts), recipe.rollouts, iteration, self.seed)
-        rollout = self.roll_out([prompts[i] for i in picked], seeded(self.seed, "rollout", iteration), check)
-        scores = self.score(rollout)
+        chosen = [prompts[i] for i in picked]
+        rollout = self.roll_out(chosen, seeded(self.seed, "rollout", iteration), check)
+        scores = self.score(rollout, chosen)
         with torch.no_grad():
-            reference = self.models.reference_logits(rollout.ids, rollout.attention, rollout.n)
-            log_ratio = rollout.log_probs - log_probs_of(reference, rollout.tokens, recipe.temperature)
+            given = (rollout.ids, rollout.attention, rollout.tokens, recipe.temperature)
+            log_ratio = (rollout.log_probs - self.models.reference_log_probs(*given)) * rollout.mask
             values = self.models.values(rollout.ids, rollout.attention, rollout.n) * rollout.mask
         rewards = token_rewards(scores, log_ratio, rollout.mask, self.kl_coef)
         if recipe.is_reward_whitened:
@@ -307,8 +314,7 @@ class Ppo:
         """One gradient step on some rows of the rollout."""
         recipe, mask = self.recipe, rollout.mask[rows]
         ids, attention, n = rollout.ids[rows], rollout.attention[rows], rollout.n
-        logits = self.models.policy_logits(ids, attention, n)
-        new = log_probs_of(logits, rollout.tokens[rows], recipe.temperature)
+        new, entropy = self.models.policy_log_probs(ids, attention, rollout.tokens[rows], recipe.temperature)
         loss, clipped, ratio = policy_loss(new, rollout.log_probs[rows], advantages, mask, recipe.clip)
         loss.backward()
         # Separately from the value's step: with adapters on one base only one of the two is switched on at a time.
@@ -323,14 +329,12 @@ class Ppo:
         self.optimizer.zero_grad()
         with torch.no_grad():
             new, ratio = new.detach(), ratio.detach()
-            shares = torch.log_softmax(logits / recipe.temperature, -1)
-            entropy = masked_mean(-(shares.exp() * shares).sum(-1), mask)
             moved = masked_mean(rollout.log_probs[rows] - new, mask)
         return {
             "policy_loss": loss.item(),
             "value_loss": value.item(),
             "clip_fraction": clipped.item(),
-            "entropy": float(entropy),
+            "entropy": float(masked_mean(entropy, mask)),
             "approx_kl": float(moved),
             "ratio_error": float(((ratio - 1).abs() * mask).max()),
             "grad_norm": norms[0],
@@ -340,7 +344,7 @@ class Ppo:
     def look(self, step: int, prompts: list[list[int]], watch: Watch) -> None:
         """Samples the dev prompts: their mean score is a curve, the first four go to the film strip."""
         rollout = self.roll_out(prompts, seeded(self.seed, "dev"), watch.check)
-        scores = self.score(rollout)
+        scores = self.score(rollout, prompts)
         watch.metric(step, dev_reward=float(scores.mean()))
         rows: list[tuple[str, str, float | None]] = []
         for place in range(min(4, len(prompts))):
@@ -397,14 +401,16 @@ def train_ppo(job: Job) -> None:
     """Trains on the recipe's prompts and stores the policy as a checkpoint."""
     recipe: PpoRecipe = job.recipe
     with job.read() as session:
-        start, reward = weights_of(session, recipe.start), weights_of(session, recipe.reward)
+        start = weights_of(session, recipe.start)
+        reward = weights_of(session, recipe.reward) if recipe.reward is not None else None
     tokenizer = load_tokenizer(start)
-    if load_tokenizer(reward).get_vocab() != tokenizer.get_vocab():
+    if reward is not None and load_tokenizer(reward).get_vocab() != tokenizer.get_vocab():
         raise AppError("The reward model reads other tokens than the policy writes: train one on the same base.")
     prompts, dev = prompts_of(job, tokenizer, context_of(start))
     torch.manual_seed(job.seed)  # fresh adapters are drawn from it
     models = load_ppo_models(start, reward, recipe.is_lora, recipe.lora_rank, recipe.dtype)
-    ppo = Ppo(recipe, job.seed, models, tokenizer)
+    bonus = rule_bonus(recipe, job.seed, [*prompts, *dev]) if recipe.rule_weight else None
+    ppo = Ppo(recipe, job.seed, models, tokenizer, bonus)
     train(ppo, [p.ids for p in prompts], [p.ids for p in dev], job.folder, job)
 
     def write(folder: Path) -> None:

@@ -22,6 +22,7 @@ from worker.loading import (
     load_tokenizer,
     lora_config,
 )
+from worker.tiled import Head, tiled_log_probs
 
 
 class PpoModels(Protocol):
@@ -32,17 +33,17 @@ class PpoModels(Protocol):
     def use_policy(self) -> None:
         """Makes `policy` compute the policy (adapters may have been switched)."""
 
-    def policy_logits(self, ids: Tensor, mask: Tensor, n: int) -> Tensor:
-        """Logits (b, n, vocabulary) that predict the last n tokens."""
+    def policy_log_probs(self, ids: Tensor, mask: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """Log-probabilities (b, n) of the last n tokens as sampled at a temperature, and the entropy (b, n) there."""
 
-    def reference_logits(self, ids: Tensor, mask: Tensor, n: int) -> Tensor:
-        """The same from the reference, without gradient."""
+    def reference_log_probs(self, ids: Tensor, mask: Tensor, tokens: Tensor, temperature: float) -> Tensor:
+        """The same log-probabilities (b, n) from the reference, without gradient."""
 
     def values(self, ids: Tensor, mask: Tensor, n: int) -> Tensor:
         """Values (b, n) of the states in which the last n tokens were chosen."""
 
     def scores(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """The reward model's score (b,) of each whole text, without gradient."""
+        """The reward model's score (b,) of each whole text, without gradient; zero where there is no reward model."""
 
     def policy_parameters(self) -> list[nn.Parameter]: ...
 
@@ -61,15 +62,14 @@ def positions(mask: Tensor) -> Tensor:
     return (mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
-def _logits(model: nn.Module, ids: Tensor, mask: Tensor, n: int) -> Tensor:
-    """Only the positions that predict the completion pass through the output layer."""
-    out = model(input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=False, logits_to_keep=n + 1)
-    return out.logits[:, :-1].float()
-
-
 def _hidden(body: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
     out = body(input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=False)
     return out.last_hidden_state
+
+
+def _predicting(hidden: Tensor, tokens: Tensor) -> Tensor:
+    """The states (b, n, h) in which the last n tokens were chosen: only they pass through the output layer."""
+    return hidden[:, -tokens.shape[1] - 1 : -1]
 
 
 def _at_last_token(per_token: Tensor, ids: Tensor, pad_id: int) -> Tensor:
@@ -90,22 +90,25 @@ def _head(hidden: int, dtype: torch.dtype) -> nn.Linear:
 class FullModels:
     """Separate copies: policy and value are trained whole; reference and reward model are frozen."""
 
-    def __init__(self, start: Weights, reward: Weights, dtype: str = "float32") -> None:
+    def __init__(self, start: Weights, reward: Weights | None, dtype: str = "float32") -> None:
         self.policy = load_full(start, dtype).eval()  # no dropout anywhere: ratios begin at exactly 1
         self.reference = load_full(start, dtype).eval().requires_grad_(False)
-        self.reward = load_reward(reward, dtype).eval().requires_grad_(False)
+        self.reward = load_reward(reward, dtype).eval().requires_grad_(False) if reward else None
+        self.heads = Head(self.policy), Head(self.reference)
         self.value_body = load_full(start, dtype).base_model.eval()
         self.value_head = _head(self.policy.config.hidden_size, self.policy.dtype)
 
     def use_policy(self) -> None:
         return
 
-    def policy_logits(self, ids: Tensor, mask: Tensor, n: int) -> Tensor:
-        return _logits(self.policy, ids, mask, n)
+    def policy_log_probs(self, ids: Tensor, mask: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        hidden = _predicting(_hidden(self.policy.base_model, ids, mask), tokens)
+        return tiled_log_probs(self.heads[0], hidden, tokens, temperature)
 
     @torch.no_grad()
-    def reference_logits(self, ids: Tensor, mask: Tensor, n: int) -> Tensor:
-        return _logits(self.reference, ids, mask, n)
+    def reference_log_probs(self, ids: Tensor, mask: Tensor, tokens: Tensor, temperature: float) -> Tensor:
+        hidden = _predicting(_hidden(self.reference.base_model, ids, mask), tokens)
+        return tiled_log_probs(self.heads[1], hidden, tokens, temperature)[0]
 
     def values(self, ids: Tensor, mask: Tensor, n: int) -> Tensor:
         hidden = _hidden(self.value_body, ids, mask)[:, -n - 1 : -1]
@@ -113,7 +116,11 @@ class FullModels:
 
     @torch.no_grad()
     def scores(self, ids: Tensor, mask: Tensor) -> Tensor:
-        return _classifier_scores(self.reward, ids, mask)
+        return (
+            _classifier_scores(self.reward, ids, mask)
+            if self.reward is not None
+            else torch.zeros(len(ids), device=ids.device)
+        )
 
     def policy_parameters(self) -> list[nn.Parameter]:
         return list(self.policy.parameters())
@@ -146,7 +153,7 @@ class LoraModels:
     stays a separate copy.
     """
 
-    def __init__(self, start: Weights, reward: Weights, rank: int, dtype: str = "float32") -> None:
+    def __init__(self, start: Weights, reward: Weights | None, rank: int, dtype: str = "float32") -> None:
         self.net = load_lora(start, rank, dtype, name="policy").eval()
         self.policy = self.net
         self.has_reference_adapter = start.base is not None
@@ -155,11 +162,15 @@ class LoraModels:
             self.net.load_adapter(start.place, adapter_name="reference", is_trainable=False)
         self.value_head = _head(self.net.config.hidden_size, self.net.dtype)
         self.reward: Any = None
-        if reward.base is not None and reward.base == start.root:
+        self.has_reward = reward is not None
+        if reward is None:
+            pass
+        elif reward.base is not None and reward.base == start.root:
             self._add_reward(reward)
         else:
             self.reward = load_reward(reward, dtype).eval().requires_grad_(False)
         self.body = self.net.get_base_model().base_model
+        self.head = Head(self.net.get_base_model())
         self.pad_id = int(load_tokenizer(start).pad_token_id)
         self._use("policy")
 
@@ -187,17 +198,20 @@ class LoraModels:
     def use_policy(self) -> None:
         self._use("policy")
 
-    def policy_logits(self, ids: Tensor, mask: Tensor, n: int) -> Tensor:
+    def policy_log_probs(self, ids: Tensor, mask: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         self._use("policy")
-        return _logits(self.net, ids, mask, n)
+        hidden = _predicting(_hidden(self.body, ids, mask), tokens)
+        return tiled_log_probs(self.head, hidden, tokens, temperature)
 
     @torch.no_grad()
-    def reference_logits(self, ids: Tensor, mask: Tensor, n: int) -> Tensor:
+    def reference_log_probs(self, ids: Tensor, mask: Tensor, tokens: Tensor, temperature: float) -> Tensor:
         if self.has_reference_adapter:
             self._use("reference")
-            return _logits(self.net, ids, mask, n)
-        with self.net.disable_adapter():
-            return _logits(self.net, ids, mask, n)
+            hidden = _hidden(self.body, ids, mask)
+        else:
+            with self.net.disable_adapter():
+                hidden = _hidden(self.body, ids, mask)
+        return tiled_log_probs(self.head, _predicting(hidden, tokens), tokens, temperature)[0]
 
     def values(self, ids: Tensor, mask: Tensor, n: int) -> Tensor:
         self._use("value")
@@ -206,6 +220,8 @@ class LoraModels:
 
     @torch.no_grad()
     def scores(self, ids: Tensor, mask: Tensor) -> Tensor:
+        if not self.has_reward:
+            return torch.zeros(len(ids), device=ids.device)
         if self.reward is not None:
             return _classifier_scores(self.reward, ids, mask)
         self._use("reward")
@@ -242,5 +258,5 @@ class LoraModels:
         below.rmdir()
 
 
-def load_ppo_models(start: Weights, reward: Weights, is_lora: bool, rank: int, dtype: str) -> PpoModels:
+def load_ppo_models(start: Weights, reward: Weights | None, is_lora: bool, rank: int, dtype: str) -> PpoModels:
     return LoraModels(start, reward, rank, dtype) if is_lora else FullModels(start, reward, dtype)

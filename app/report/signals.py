@@ -44,6 +44,9 @@ def training_signals(session: Session, material: Material) -> dict[tuple[str, st
                         found["pku_saferlhf", f"{label}_{by}"] = f"“{judge.name}” labels were trained on"
         else:
             found["pku_saferlhf", "judged_safe"] = f"the judge “{judge.name}” made the labels"
+    for step in material.of_kind("ppo"):
+        if step.recipe.get("rule_weight", 0):
+            _add_rule(found, {"format_weight": 2.0, "answer_weight": 1.0}, "the rule rewards it in PPO")
     for step in [*material.of_kind("grpo"), *material.of_kind("rloo")]:
         if step.recipe.get("reward_by", "rule") == "rule":
             _add_rule(

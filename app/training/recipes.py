@@ -199,7 +199,15 @@ class PpoRecipe(OnlineRecipe):
     kind: ClassVar[str] = "ppo"
     aim: ClassVar[str] = "Train by PPO"
 
-    reward: int = points_to("checkpoint", title="Reward model", where={"role": "reward"})
+    reward: int | None = points_to(
+        "checkpoint", title="Reward model", default=None, where={"role": "reward"},
+        description="May be left out where the rule rewards.",
+    )  # fmt: skip
+    reward_weight: float = Field(1.0, ge=0, le=1000, title="Weight of the reward model")
+    rule_weight: float = Field(
+        0.0, ge=0, le=1000, title="Weight of the rule", description="0 to 1 times this. Reads gold answers: an oracle."
+    )
+    rule_flip_rate: float = Field(0.0, ge=0, le=0.5, title="Share of the rule’s rewards that are turned round")
     iterations: int = Field(100, ge=1, le=1_000_000, title="Iterations")
     rollouts: int = Field(64, ge=2, le=65536, title="Rollouts per iteration")
     ppo_epochs: int = Field(4, ge=1, le=64, title="Passes over each rollout")
@@ -219,6 +227,12 @@ class PpoRecipe(OnlineRecipe):
     missing_end_penalty: float = Field(
         0.0, ge=0, le=100, title="Penalty for a completion that does not end", description="Taken off its score."
     )
+
+    @model_validator(mode="after")
+    def _has_reward(self) -> "PpoRecipe":
+        if (self.reward is None or not self.reward_weight) and not self.rule_weight:
+            raise ValueError("nothing rewards: choose a reward model, or give the rule a weight")
+        return self
 
     @model_validator(mode="after")
     def _minibatches_fit(self) -> "PpoRecipe":

@@ -9,9 +9,11 @@ import torch
 from app.training.recipes import PpoRecipe, RewardRecipe
 from tests.worker.tiny import IDS, Silent, same, write_tiny
 from worker.loading import Weights, WrongBase, encode_prompt, load_full, load_tokenizer, render_prompt
-from worker.ppo import Ppo, log_probs_of, sample, seeded, train
+from worker.ppo import Ppo, Rollout, sample, seeded, train
 from worker.ppo_models import LoraModels, PpoModels, load_ppo_models
 from worker.reward import make_classifier
+from worker.rewards import rule_bonus, score_text
+from worker.rl_prompts import RlPrompt
 from worker.saving import save_folder
 
 QUESTIONS = ["What is the capital of France?", "Tell me the young of a cat.", "Question: the opposite of hot?"]
@@ -45,6 +47,15 @@ def write_reward(folder: Path, base: Weights, is_lora: bool) -> Weights:
     return Weights(str(place), sha256, base)
 
 
+@torch.no_grad()
+def of_tokens(model: Any, rollout: Rollout) -> torch.Tensor:
+    """Log-probabilities (b, n) of a rollout's tokens by transformers' own logits."""
+    positions = (rollout.attention.cumsum(-1) - 1).clamp(min=0)
+    logits = model(input_ids=rollout.ids, attention_mask=rollout.attention, position_ids=positions).logits
+    shares = logits[:, -rollout.n - 1 : -1].log_softmax(-1)
+    return shares.gather(-1, rollout.tokens.unsqueeze(-1)).squeeze(-1)
+
+
 @pytest.fixture(params=["full", "lora"])
 def models(request: pytest.FixtureRequest, base: Weights, tmp_path: Path) -> PpoModels:
     is_lora = request.param == "lora"
@@ -71,7 +82,7 @@ def test_reference_is_the_start_reloaded_from_disk(models: PpoModels, base: Weig
     rollout = ppo.roll_out(prompts, seeded(1), lambda: None)
     for iteration in range(2):
         ppo.iterate(iteration, prompts, lambda: None)
-    after = log_probs_of(models.reference_logits(rollout.ids, rollout.attention, rollout.n), rollout.tokens, 1.0)
+    after = models.reference_log_probs(rollout.ids, rollout.attention, rollout.tokens, 1.0)
     fresh = load_full(base).eval()
     for row, prompt in enumerate(prompts):
         n = int(rollout.mask[row].sum())
@@ -118,11 +129,11 @@ def test_training_raises_the_reward_and_the_policy_loads_again(
     again = load_full(Weights(str(folder), sha256, base if is_lora else None)).eval()
     rollout = ppo.roll_out(prompts, seeded(1), lambda: None)
     with torch.no_grad():
-        mine = models.policy_logits(rollout.ids, rollout.attention, rollout.n)
-        theirs = again(input_ids=rollout.ids, attention_mask=rollout.attention).logits[:, -rollout.n - 1 : -1]
-        start = load_full(base)(input_ids=rollout.ids, attention_mask=rollout.attention).logits[:, -rollout.n - 1 : -1]
-    assert mine.argmax(-1).eq(theirs.argmax(-1)).float().mean() > 0.9
-    assert not torch.allclose(theirs, start, atol=1e-3)
+        mine, _ = models.policy_log_probs(rollout.ids, rollout.attention, rollout.tokens, 1.0)
+    theirs, start = (of_tokens(model, rollout) for model in (again, load_full(base)))
+    last = rollout.mask.bool()
+    assert torch.allclose(mine[last], theirs[last], atol=1e-4)
+    assert not torch.allclose(theirs[last], start[last], atol=1e-3)
 
 
 def test_cancelled_and_resumed_is_bit_equal(base: Weights, tmp_path: Path) -> None:
@@ -187,8 +198,52 @@ def test_lora_from_an_adapter_keeps_it_as_reference(base: Weights, tmp_path: Pat
     found = second.iterate(0, prompts, lambda: None)
     assert abs(found["kl"]) < 1e-5
     rollout = second.roll_out(prompts, seeded(1), lambda: None)
-    reference = second.models.reference_logits(rollout.ids, rollout.attention, rollout.n)
-    with torch.no_grad():
-        wanted = load_full(start)(input_ids=rollout.ids, attention_mask=rollout.attention)
+    reference = second.models.reference_log_probs(rollout.ids, rollout.attention, rollout.tokens, 1.0)
     last = rollout.mask.bool()
-    assert torch.allclose(reference[last], wanted.logits[:, -rollout.n - 1 : -1][last], atol=1e-4)
+    assert torch.allclose(reference[last], of_tokens(load_full(start), rollout)[last], atol=1e-4)
+
+
+def test_the_rule_may_reward_alone_or_beside_the_reward_model(base: Weights, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(base)
+    known = [
+        RlPrompt(m, encode_prompt(tokenizer, render_prompt(tokenizer, m)), "x")
+        for m in ([{"role": "user", "content": question}] for question in QUESTIONS)
+    ]
+    reward = write_reward(tmp_path / "reward", base, False)
+    scores = {}
+    ways: dict[str, dict[str, Any]] = {
+        "model": {}, "rule": {"reward": None, "rule_weight": 3.0}, "both": {"reward_weight": 0.5, "rule_weight": 3.0}
+    }  # fmt: skip
+    for name, given in ways.items():
+        asked = recipe(**given)
+        models = load_ppo_models(base, reward if asked.reward else None, False, 4, "float32")
+        bonus = rule_bonus(asked, 1, known) if asked.rule_weight else None
+        ppo = Ppo(asked, 7, models, tokenizer, bonus)
+        ids = [prompt.ids for prompt in known]
+        rollout = ppo.roll_out(ids, seeded(1), lambda: None)
+        texts = [
+            tokenizer.decode(row[mask.bool()], skip_special_tokens=True)
+            for row, mask in zip(rollout.tokens, rollout.mask, strict=True)
+        ]
+        scores[name] = ppo.score(rollout, ids)
+    by_rule = torch.tensor([3 * score_text("", text, "x", 0, 1) for text in texts])
+    assert torch.allclose(scores["rule"], by_rule, atol=1e-6)
+    assert torch.allclose(scores["both"], 0.5 * scores["model"] + by_rule, atol=1e-5)
+    assert score_text("", "Answer: x — Confidence: low — Reasoning: because", "x", 0, 1) == 1
+    with pytest.raises(ValueError, match="nothing rewards"):
+        recipe(reward=None)
+
+
+def test_ppo_raises_the_rule_s_reward_without_a_reward_model(base: Weights, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(base)
+    messages = [{"role": "user", "content": QUESTIONS[0]}]
+    prompt = RlPrompt(messages, encode_prompt(tokenizer, render_prompt(tokenizer, messages)), None)
+    models = load_ppo_models(base, None, True, 4, "float32")
+
+    def short(asked: list[list[int]], texts: list[str]) -> list[float]:
+        return [-float(len(text)) for text in texts]
+
+    asked = recipe(reward=None, rule_weight=1.0, is_lora=True, iterations=12, rollouts=32, kl_coef=0.0, lr=1e-2)
+    watch = Silent()
+    train(Ppo(asked, 7, models, tokenizer, short), [prompt.ids], [], tmp_path / "state", watch)
+    assert watch.metrics[12]["reward"] > watch.metrics[1]["reward"] + 2

@@ -10,7 +10,6 @@ from worker.ppo import (
     adapt_kl_coef,
     estimate_advantages,
     explained_variance,
-    log_probs_of,
     pick_prompts,
     policy_loss,
     token_rewards,
@@ -111,12 +110,6 @@ def test_whitening_ignores_padding() -> None:
     assert torch.allclose(white[0, :3], torch.tensor([-1.0, 0.0, 1.0]) * math.sqrt(1.5), atol=1e-4)
     assert white[0, 3] == 0
     assert float(whiten(x, mask, keep_mean=True)[0, :3].mean()) == pytest.approx(2.0, abs=1e-4)
-
-
-def test_temperature_changes_the_distribution() -> None:
-    logits = torch.tensor([[[0.0, 2.0]]])
-    found = log_probs_of(logits, torch.tensor([[1]]), 2.0)
-    assert float(found) == pytest.approx(math.log(math.e / (1 + math.e)))
 
 
 def test_kl_coefficient_adapts_in_bounded_steps() -> None:
