@@ -40,13 +40,18 @@ class Column:
 
 @dataclass(frozen=True)
 class Filter:
-    """One filter in the URL: equality on an expression, with the choices a page offers ("" = all)."""
+    """One filter in the URL: equality on an expression, with the choices a page offers ("" = all).
+
+    What `cast` turns into None asks for NULL. `order` leads the order of a filtered table where no sort was asked for:
+    the column that an index holds beside the filter's, so that a filter which few rows pass walks no others.
+    """
 
     name: str
     expression: Any
     label: str
     choices: tuple[str, ...] = ()
     cast: Callable[[str], Any] = str
+    order: Any = None
 
 
 @dataclass(frozen=True)
@@ -83,9 +88,9 @@ class TablePage:
 
 def respond(request: Request, session: Session, table: Table, fmt: Format, template: str, **context: Any) -> Response:
     """The table in the asked format; for a page, `page` (a TablePage) joins the template's context."""
-    query, sort = _filtered(request, table)
     if fmt == "html":
         return html(request, template, page=read_page(request, session, table), **context)
+    query, sort = _filtered(request, table)
     if fmt == "json":
         rows, after = _fetch(session, table, query, sort, request.query_params.get("after"), CHUNK)
         return JSONResponse({"rows": [_plain(row) for row in rows], "after": after})
@@ -126,6 +131,8 @@ def read_page(request: Request, session: Session, table: Table) -> TablePage:
 def _filtered(request: Request, table: Table) -> tuple[sa.Select[Any], list[tuple[Any, bool]]]:
     query = sa.select(*[column.expression.label(column.name) for column in table.columns], table.key.label("_key"))
     query = query.select_from(table.source).where(*table.where)
+    asked = request.query_params.get("sort", "")
+    order: list[tuple[Any, bool]] = []
     for one in table.filters:
         text = request.query_params.get(one.name, "")
         if text:
@@ -133,8 +140,8 @@ def _filtered(request: Request, table: Table) -> tuple[sa.Select[Any], list[tupl
                 query = query.where(one.expression == one.cast(text))
             except ValueError as error:
                 raise Invalid(f"{one.name}={text!r} is no value to filter by.") from error
-    asked = request.query_params.get("sort", "")
-    order: list[tuple[Any, bool]] = []
+            if one.order is not None and not asked and not order:
+                order.append((one.order, table.is_newest_first))
     if asked:
         wanted = [column for column in table.columns if column.name == asked.lstrip("-") and column.is_sortable]
         if not wanted:
@@ -148,29 +155,42 @@ def _fetch(
     session: Session, table: Table, query: sa.Select[Any], order: list[tuple[Any, bool]], after: str | None, n: int
 ) -> tuple[list[dict[str, Any]], str | None]:
     """A keyset page: rows after the cursor, and the cursor of the next page. NULLs of a sort column come last."""
-    sort = order[0] if len(order) == 2 else None
+    sort = order[0][0] if len(order) == 2 else None
     key, is_down = order[-1]
-    if sort:
-        query = query.add_columns(sort[0].label("_sort"))
-    if after:
-        value, last = _read_cursor(after, sort[0].type.python_type if sort else None)
-        beyond = key < last if is_down else key > last
-        if sort and value is not None:
-            further = sort[0] < value if is_down else sort[0] > value
-            query = query.where(sa.or_(further, sa.and_(sort[0] == value, beyond), sort[0].is_(None)))
-        elif sort:
-            query = query.where(sort[0].is_(None), beyond)
-        else:
-            query = query.where(beyond)
-    ordering = [key.desc() if is_down else key.asc()]
-    if sort:
-        ordering = [sort[0].is_(None), sort[0].desc() if is_down else sort[0].asc(), *ordering]
-    found = [dict(row._mapping) for row in session.execute(query.order_by(*ordering).limit(n + 1))]
-    cursor = None
-    if len(found) > n:
-        found = found[:n]
-        cursor = _write_cursor(found[-1].get("_sort"), found[-1]["_key"])
-    return found, cursor
+    value, last = _read_cursor(after, sort.type.python_type if sort is not None else None) if after else (None, None)
+    found: list[dict[str, Any]] = []
+    if sort is not None:
+        query = query.add_columns(sort.label("_sort"))
+        if last is None or value is not None:  # a range of (sort, key), which an index on both walks in order
+            known = query.where(sort.is_not(None))
+            if last is not None:
+                known = known.where(
+                    _beyond(sa.tuple_(sort, key), sa.tuple_(sa.literal(value, sort.type), last), is_down)
+                )
+            known = known.order_by(sort.desc() if is_down else sort.asc(), key.desc() if is_down else key.asc())
+            found = _read(session, known.limit(n + 1))
+            last = None
+        query = query.where(sort.is_(None))
+    if len(found) <= n and (sort is None or _is_nullable(sort)):
+        rest = query if last is None else query.where(_beyond(key, last, is_down))
+        found += _read(session, rest.order_by(key.desc() if is_down else key.asc()).limit(n + 1 - len(found)))
+    if len(found) <= n:
+        return found, None
+    return found[:n], _write_cursor(found[n - 1].get("_sort"), found[n - 1]["_key"])
+
+
+def _beyond(key: Any, last: Any, is_down: bool) -> Any:
+    return key < last if is_down else key > last
+
+
+def _is_nullable(expression: Any) -> bool:
+    """Whether rows without a value may come after those with one; computed expressions may have some."""
+    column = getattr(expression, "expression", expression)
+    return bool(getattr(column, "nullable", True))
+
+
+def _read(session: Session, query: sa.Select[Any]) -> list[dict[str, Any]]:
+    return [dict(row._mapping) for row in session.execute(query)]
 
 
 def _write_cursor(value: Any, key: int) -> str:

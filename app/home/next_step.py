@@ -16,7 +16,7 @@ from app.judging.models import Judge, VerdictSet
 from app.pairs.models import PairSet
 from app.projects.models import Project
 from app.prompts.models import PromptSet
-from app.review.models import Answer, Queue
+from app.review.models import Queue
 from app.runs.models import LIVE, Run, RunIo
 from app.training.models import Snapshot
 
@@ -159,11 +159,10 @@ def _people(session: Session, project: Project, root: str) -> Iterator[NextStep]
     if verdicts is not None and queue is None:
         text = "Nobody has looked at the verdicts: draw twenty at random for a person to answer."
         yield NextStep(text, "Draw an audit", _new(root, "audit", verdict_set=verdicts.id))
-    if queue is not None and queue.closed_at is None:
-        done = session.exec(select(sa.func.count(col(Answer.first))).where(Answer.queue_id == queue.id)).one()
-        if done < queue.n * queue.overlap:
-            text = f"{done} of {queue.n * queue.overlap} audit answers are given: a few minutes of a person's time."
-            yield NextStep(text, "Answer the audit", f"{root}/review/{queue.id}")
+    if queue is not None and queue.closed_at is None and queue.n_answered < queue.n * queue.overlap:
+        places = queue.n * queue.overlap
+        text = f"{queue.n_answered} of {places} audit answers are given: a few minutes of a person's time."
+        yield NextStep(text, "Answer the audit", f"{root}/review/{queue.id}")
     grading = _newest(session, Grading, project)
     policies = select(sa.func.count(col(Checkpoint.id))).where(
         Checkpoint.project_id == project.id, Checkpoint.role == "policy"

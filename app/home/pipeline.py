@@ -11,10 +11,10 @@ from app.experiments.models import Experiment
 from app.grading.models import Grade, GradeItem, Grading
 from app.home.rail import STAGES
 from app.judging.models import VerdictSet
-from app.pairs.models import Pair, PairSet
+from app.pairs.models import PairSet
 from app.projects.models import Project
 from app.prompts.models import PromptSet
-from app.review.models import Answer, Override, Queue
+from app.review.models import Queue
 from app.runs.models import Run
 from app.training.models import Snapshot
 from app.training.pages import METHODS
@@ -64,15 +64,12 @@ def _figures(session: Session, project_id: int) -> dict[str, tuple[int, str]]:
     )
     gradings, runs = Grading.project_id == project_id, Run.project_id == project_id
     items = ids(GradeItem, col(GradeItem.grading_id).in_(ids(Grading, gradings)))
-    mine = ids(Pair, col(Pair.pair_set_id).in_(ids(PairSet, pairs)))
     row = session.execute(sa.select(
         one(total(PromptSet.n), prompts), one(count, prompts),
         one(total(PairSet.n), pairs), one(count, pairs),
         one(total(VerdictSet.n_a + VerdictSet.n_b + VerdictSet.n_tie + VerdictSet.n_null), verdicts),
         one(total(VerdictSet.n_null), verdicts),
-        one(sa.func.count(col(Answer.first)), col(Answer.queue_id).in_(ids(Queue, queues))),
-        one(total(Queue.n), queues),
-        one(count, col(Override.withdrawn_at).is_(None), col(Override.pair_id).in_(mine)),
+        one(total(Queue.n_answered), queues), one(total(Queue.n), queues), one(total(PairSet.n_overridden), pairs),
         one(count, Checkpoint.project_id == project_id, col(Checkpoint.method).in_(TRAINED)),
         one(count, Snapshot.project_id == project_id),
         one(count, runs, Run.kind == "benchmark", Run.status == "done"),

@@ -58,6 +58,18 @@ def judges_table(member: Member) -> Table:
     return Table("judges", columns, Judge, Judge.id, [Judge.project_id == member.project.id], filters)
 
 
+def _as_outcome(text: str) -> str | None:
+    if text not in OUTCOMES:
+        raise ValueError(text)
+    return None if text == "unreadable" else text
+
+
+def _as_bool(text: str) -> bool:
+    if text not in {"yes", "no"}:
+        raise ValueError(text)
+    return text == "yes"
+
+
 def verdicts_table(verdict_set: VerdictSet) -> Table:
     """One set's verdicts with their pairs."""
     a, b = aliased(Completion), aliased(Completion)
@@ -80,9 +92,9 @@ def verdicts_table(verdict_set: VerdictSet) -> Table:
         .join(a, col(a.id) == col(Pair.a_id))
         .join(b, col(b.id) == col(Pair.b_id))
     )
-    filters = [
-        Filter("outcome", outcome, "Verdict", OUTCOMES),
-        Filter("flip", sa.case((col(Verdict.is_flip), "yes"), else_="no"), "Flip", ("yes", "no")),
+    filters = [  # on the columns themselves, which the indexes hold
+        Filter("outcome", Verdict.outcome, "Verdict", OUTCOMES, cast=_as_outcome),
+        Filter("flip", Verdict.is_flip, "Flip", ("yes", "no"), cast=_as_bool),
     ]
     where = [Verdict.verdict_set_id == verdict_set.id]
     return Table(f"verdicts-{verdict_set.id}", columns, source, Verdict.id, where, filters, is_newest_first=False)

@@ -14,6 +14,8 @@ class Completion(Row, table=True):
     __table_args__ = (
         sa.UniqueConstraint("run_id", "arm_id", "prompt_id", "sample"),
         sa.Index("ix_completion_arm_prompt", "arm_id", "prompt_id"),
+        sa.Index("ix_completion_run", "run_id", "id"),
+        sa.Index("ix_completion_stop_reason", "stop_reason", "id"),
     )
     prompt_id: int = ref("prompt.id")
     arm_id: int = ref("arm.id", index=False)
@@ -35,6 +37,7 @@ class PairSet(Row, table=True):
     prompt_set_id: int = ref("prompt_set.id")
     n: int = 0
     labels_version: int = 0
+    n_overridden: int = 0  # pairs over which an override stands; kept by what makes and withdraws overrides
     run_id: int | None = ref("run.id", nullable=True)
     created_at: datetime = moment(is_now=True)
     archived_at: datetime | None = moment(nullable=True)
@@ -47,9 +50,10 @@ class Pair(Row, table=True):
         sa.UniqueConstraint("pair_set_id", "a_id", "b_id"),
         sa.CheckConstraint("a_id <> b_id", name="two_completions"),
         sa.Index("ix_pair_set_position", "pair_set_id", "position"),
+        sa.Index("ix_pair_prompt_set", "prompt_id", "pair_set_id"),
     )
     pair_set_id: int = ref("pair_set.id", index=False)
     position: int
-    prompt_id: int = ref("prompt.id")
+    prompt_id: int = ref("prompt.id", index=False)
     a_id: int = ref("completion.id", index=False)
     b_id: int = ref("completion.id", index=False)

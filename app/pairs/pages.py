@@ -63,7 +63,10 @@ def pairs_table(row: PairSet) -> Table:
     source = sa.join(Pair, Prompt, col(Prompt.id) == col(Pair.prompt_id))
     source = source.join(a, col(a.id) == col(Pair.a_id)).join(b, col(b.id) == col(Pair.b_id))
     source = source.join(arm_a, col(arm_a.id) == col(a.arm_id)).join(arm_b, col(arm_b.id) == col(b.arm_id))
-    filters = [Filter("split", Prompt.split, "Split", SPLITS), Filter("category", Prompt.category, "Category")]
+    filters = [
+        Filter("split", Prompt.split, "Split", SPLITS, order=Prompt.position),
+        Filter("category", Prompt.category, "Category", order=Prompt.position),
+    ]
     return Table("pairs", columns, source, Pair.position, [Pair.pair_set_id == row.id], filters, is_newest_first=False)
 
 

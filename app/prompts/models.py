@@ -47,6 +47,7 @@ class Prompt(Row, table=True):
         sa.UniqueConstraint("set_id", "sha256"),
         sa.Index("ix_prompt_set_split", "set_id", "split", "position"),
         sa.Index("ix_prompt_set_position", "set_id", "position"),
+        sa.Index("ix_prompt_set_category", "set_id", "category", "position"),
     )
     set_id: int = ref("prompt_set.id", index=False)
     position: int

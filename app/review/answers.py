@@ -68,6 +68,7 @@ def give_answer(session: Session, answer: Answer, queue: Queue, account_id: int,
         if answer.first != wanted:
             raise Conflict("Your first answer stands. Press U on its page to change what the label becomes.")
         return
+    session.execute(sa.update(Queue).where(col(Queue.id) == queue.id).values(n_answered=Queue.n_answered + 1))
     _settle(session, answer, queue)
 
 
@@ -115,7 +116,7 @@ def _settle(session: Session, answer: Answer, queue: Queue) -> None:
             pair_id=pair_id, choice=people, account_id=speaker.account_id, why=speaker.note, answer_id=speaker.id
         ))  # fmt: skip
     if is_needed or standing is not None:
-        _move_labels_on(session, pair_id)
+        _move_labels_on(session, pair_id, int(is_needed) - int(standing is not None))
 
 
 def _said_of(session: Session, pair_id: int) -> list[tuple[Answer, str]]:
@@ -165,7 +166,7 @@ def withdraw(session: Session, override: Override, account_id: int) -> None:
     if changed.rowcount != 1:  # type: ignore[attr-defined]
         raise Conflict("This override was withdrawn before.")
     session.refresh(override)
-    _move_labels_on(session, override.pair_id)
+    _move_labels_on(session, override.pair_id, -1)
 
 
 def project_override(session: Session, member: Member, override_id: int) -> Override:
@@ -177,8 +178,10 @@ def project_override(session: Session, member: Member, override_id: int) -> Over
     return override
 
 
-def _move_labels_on(session: Session, pair_id: int) -> None:
+def _move_labels_on(session: Session, pair_id: int, n_more: int) -> None:
+    """The pair set's labels have changed, and so many more (or fewer) overrides stand over its pairs."""
     of_pair = sa.select(col(Pair.pair_set_id)).where(col(Pair.id) == pair_id).scalar_subquery()
     session.execute(
-        sa.update(PairSet).where(col(PairSet.id) == of_pair).values(labels_version=PairSet.labels_version + 1)
-    )
+        sa.update(PairSet).where(col(PairSet.id) == of_pair)
+        .values(labels_version=PairSet.labels_version + 1, n_overridden=PairSet.n_overridden + n_more)
+    )  # fmt: skip

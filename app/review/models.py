@@ -24,6 +24,7 @@ class Queue(Row, table=True):
     kind: str = one_of("kind", "audit", "repair", "adjudication", "scoring")
     seed: int = 0
     n: int = 0
+    n_answered: int = 0  # places with their first answer; kept by what stores answers
     overlap: int = 1
     run_id: int | None = ref("run.id", nullable=True)
     created_at: datetime = moment(is_now=True)
@@ -36,8 +37,11 @@ class Answer(Row, table=True):
     __table_args__ = (
         sa.UniqueConstraint("queue_id", "pair_id", "place"),
         sa.UniqueConstraint("queue_id", "pair_id", "account_id"),
-        sa.Index("ix_answer_queue_open", "queue_id", "first", "position"),
-    )
+        sa.Index("ix_answer_queue_open", "queue_id", "first", "place", "position"),
+        sa.Index("ix_answer_person", "queue_id", "account_id", "answered_at", "id"),
+        sa.Index("ix_answer_given", "queue_id", "id", "first", sqlite_where=sa.text("first IS NOT NULL"),
+                 postgresql_where=sa.text("first IS NOT NULL")),
+    )  # fmt: skip
     queue_id: int = ref("queue.id", index=False)
     pair_id: int = ref("pair.id")
     place: int = 0  # 0 … overlap-1

@@ -108,7 +108,7 @@ def _read_reasons(session: Session, answer: Answer, queue: Queue) -> list[Reason
 def last_answered(session: Session, queue: Queue, account_id: int) -> Answer | None:
     """The place this person answered last in a queue: where U leads back to."""
     mine = select(Answer).where(
-        Answer.queue_id == queue.id, Answer.account_id == account_id, col(Answer.first).is_not(None)
+        Answer.queue_id == queue.id, Answer.account_id == account_id, col(Answer.answered_at).is_not(None)
     )
     return session.exec(mine.order_by(col(Answer.answered_at).desc(), col(Answer.id).desc()).limit(1)).first()
 
@@ -121,15 +121,13 @@ def name_for(member: Member, queue: Queue) -> str:
 def queues_table(member: Member) -> Table:
     """The project's queues. A grader is not told whose labels they are."""
     root = f"/p/{member.project.slug}"
-    of_queue = col(Answer.queue_id) == col(Queue.id)
     number = sa.cast(col(Queue.id), sa.String)
     plain = sa.case((col(Queue.kind) == "audit", "Audit "), else_="Repair ") + number
     name: Any = Queue.name if member.may("viewer") else plain
-    answered = sa.select(sa.func.count(col(Answer.first))).where(of_queue).scalar_subquery()
     columns = [
         Column("name", name, "Queue", href=lambda row: f"{root}/review/{row['id']}"),
         Column("kind", Queue.kind, "Kind"),
-        Column("answered", answered, "Answered", "number"),
+        Column("answered", Queue.n_answered, "Answered", "number"),
         Column("places", col(Queue.n) * col(Queue.overlap), "Of", "number"),
         Column("overlap", Queue.overlap, "People per pair", "number", is_shown=False),
         Column("created_at", Queue.created_at, "Drawn", "when"),

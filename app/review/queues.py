@@ -84,7 +84,7 @@ def is_swapped_for(queue: Queue, pair_id: int, account_id: int) -> bool:
 def held_place(session: Session, queue: Queue, account_id: int) -> Answer | None:
     """The place this person holds and has not answered, if any. A lease that is over still counts until it is taken."""
     mine = select(Answer).where(
-        Answer.queue_id == queue.id, Answer.account_id == account_id, col(Answer.first).is_(None)
+        Answer.queue_id == queue.id, Answer.account_id == account_id, col(Answer.answered_at).is_(None)
     )
     return session.exec(mine.order_by(col(Answer.position)).limit(1)).first()
 

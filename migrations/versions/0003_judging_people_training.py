@@ -320,6 +320,9 @@ def upgrade() -> None:
     with op.batch_alter_table("verdict_set", schema=None) as batch_op:
         batch_op.add_column(sa.Column("weights", sa.JSON(), nullable=False, server_default="{}"))
 
+    index_for_a_million()
+    count_what_stands()
+
 
 def add_reference(table: str, column: str, target: str) -> None:
     """A nullable foreign key, without the rebuilding that would lose the table's other constraints on SQLite."""
@@ -330,6 +333,41 @@ def add_reference(table: str, column: str, target: str) -> None:
         op.add_column(table, sa.Column(column, sa.BigInteger(), nullable=True))
         op.create_foreign_key(name, table, target, [column], ["id"])
     op.create_index(op.f(f"ix_{table}_{column}"), table, [column])
+
+
+def index_for_a_million() -> None:
+    """What the pages' filters and orders need once a set is large."""
+    op.drop_index("ix_verdict_need", "verdict")
+    op.create_index("ix_verdict_need", "verdict", ["verdict_set_id", "need", "id", "outcome", "is_flip"])
+    op.create_index("ix_verdict_p_a", "verdict", ["verdict_set_id", "p_a", "id", "outcome", "is_flip"])
+    op.create_index("ix_verdict_outcome", "verdict", ["verdict_set_id", "outcome", "id", "is_flip"])
+    op.create_index("ix_verdict_flip", "verdict", ["verdict_set_id", "is_flip", "id", "outcome"])
+    op.create_index("ix_completion_run", "completion", ["run_id", "id"])
+    op.create_index("ix_completion_stop_reason", "completion", ["stop_reason", "id"])
+    op.create_index("ix_prompt_set_category", "prompt", ["set_id", "category", "position"])
+    op.drop_index("ix_pair_prompt_id", "pair")
+    op.create_index("ix_pair_prompt_set", "pair", ["prompt_id", "pair_set_id"])
+    op.drop_index("ix_answer_queue_open", "answer")
+    op.create_index("ix_answer_queue_open", "answer", ["queue_id", "first", "place", "position"])
+    op.create_index("ix_answer_person", "answer", ["queue_id", "account_id", "answered_at", "id"])
+    is_given = sa.text("first IS NOT NULL")
+    op.create_index(
+        "ix_answer_given", "answer", ["queue_id", "id", "first"], sqlite_where=is_given, postgresql_where=is_given
+    )
+
+
+def count_what_stands() -> None:
+    """Counters that the pages read instead of counting rows."""
+    op.add_column("queue", sa.Column("n_answered", sa.Integer(), nullable=False, server_default="0"))
+    op.add_column("pair_set", sa.Column("n_overridden", sa.Integer(), nullable=False, server_default="0"))
+    op.execute(
+        "UPDATE queue SET n_answered = "
+        "(SELECT count(*) FROM answer WHERE answer.queue_id = queue.id AND answer.first IS NOT NULL)"
+    )
+    op.execute(
+        "UPDATE pair_set SET n_overridden = (SELECT count(*) FROM override JOIN pair ON pair.id = override.pair_id "
+        "WHERE pair.pair_set_id = pair_set.id AND override.withdrawn_at IS NULL)"
+    )
 
 
 def downgrade() -> None:
