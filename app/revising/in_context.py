@@ -1,0 +1,146 @@
+"""Alignment in context: a constitution as the system message, accepted revisions as demonstrations, nothing trained."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from sqlmodel import Session, col, select
+from starlette.datastructures import FormData, QueryParams
+
+from app.checkpoints.arms import find_or_make_arm
+from app.checkpoints.models import Arm, Checkpoint
+from app.constitutions.constitutions import PrincipleText, freeze, read_principles
+from app.constitutions.models import Constitution
+from app.db import get
+from app.errors import Invalid, NotFound
+from app.html import FormField, read_form, recipe_form
+from app.pairs.models import Completion
+from app.pairs.recipes import Decoding
+from app.prompts.models import Prompt
+from app.revising.models import Revision, RevisionSet
+from app.runs.queue import check_reference
+from app.runs.recipe import check_text, noun_of, points_to
+
+
+class InContextForm(BaseModel):
+    """An arm that follows a constitution because it is told to."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    checkpoint: int | None = points_to("checkpoint", title="Checkpoint", default=None, where={"role": "policy"})
+    endpoint: int | None = points_to("endpoint", title="Endpoint", default=None)
+    revision_set: int | None = points_to(
+        "revision_set", title="Demonstrations from", default=None,
+        description="Accepted revisions of train prompts, in the set’s order, stand before each prompt.",
+    )  # fmt: skip
+    n_shown: int = Field(3, ge=0, le=50, title="Demonstrations")
+    decoding: Decoding = Field(Decoding(), title="Decoding")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_storable(cls, values: Any) -> Any:
+        check_text(values)
+        return values
+
+    @model_validator(mode="after")
+    def _has_a_writer(self) -> "InContextForm":
+        if (self.checkpoint is None) == (self.endpoint is None):
+            raise ValueError("choose a checkpoint or an endpoint, one of the two")
+        return self
+
+
+@dataclass
+class InContext:
+    """What the page shows."""
+
+    constitution: Constitution
+    system: str
+    fields: list[FormField]
+    general: list[str] = field(default_factory=list)
+
+
+def as_system_message(constitution: Constitution, principles: list[PrincipleText]) -> str:
+    """A constitution as instructions to the model itself: its preface speaks to judges and is left out."""
+    lines = [f"- {' '.join(one.body.split())}" for one in principles if one.weight > 0]
+    return "Answer so that what you write keeps to each of these principles:\n" + "\n".join(lines)
+
+
+def read_in_context(
+    session: Session, project_id: int, key: int, values: QueryParams | FormData,
+    errors: Mapping[str, list[str]] | None = None,
+) -> InContext:  # fmt: skip
+    """The page of one constitution; raises NotFound."""
+    constitution = _constitution(session, project_id, key)
+    given = read_form(InContextForm, FormData(list(values.multi_items())))
+    if not errors and not given.get("checkpoint") and not given.get("endpoint"):
+        base = select(Checkpoint.id).where(
+            Checkpoint.project_id == project_id, Checkpoint.method == "base", Checkpoint.role == "policy",
+            col(Checkpoint.archived_at).is_(None),
+        )  # fmt: skip
+        given["checkpoint"] = session.exec(base.order_by(col(Checkpoint.id).desc()).limit(1)).first()
+    fields = recipe_form(session, InContextForm, project_id, given, errors)
+    known = {one.name for one in fields}
+    general = [message for name, said in (errors or {}).items() if name not in known for message in said]
+    return InContext(constitution, as_system_message(constitution, read_principles(session, key)), fields, general)
+
+
+def make_in_context_arm(session: Session, project_id: int, key: int, form: FormData) -> Arm:
+    """The arm that a form describes; the same form twice is the same arm. Raises Invalid or NotFound."""
+    constitution = _constitution(session, project_id, key)
+    try:
+        wanted = InContextForm.model_validate(read_form(InContextForm, form))
+    except ValidationError as error:
+        fields = {
+            ".".join(map(str, item["loc"])): [item["msg"].removeprefix("Value error, ")] for item in error.errors()
+        }
+        raise Invalid("; ".join(said[0] for said in fields.values()), fields) from error
+    for name, info in InContextForm.model_fields.items():
+        value = getattr(wanted, name)
+        if noun_of(info) and value is not None:
+            check_reference(session, noun_of(info), value, project_id)
+    if wanted.checkpoint is not None and get(session, Checkpoint, wanted.checkpoint).role != "policy":
+        message = "This checkpoint is a reward model, which writes nothing: choose a policy."
+        raise Invalid(message, {"checkpoint": [message]})
+    shown = _demonstrations(session, wanted)
+    arm = find_or_make_arm(
+        session, project_id, checkpoint=wanted.checkpoint, endpoint=wanted.endpoint,
+        system=as_system_message(constitution, read_principles(session, key)), few_shot=shown,
+        decoding=wanted.decoding.model_dump(),
+    )  # fmt: skip
+    session.flush()
+    freeze(session, constitution.id)
+    return arm
+
+
+def _demonstrations(session: Session, wanted: InContextForm) -> list[dict[str, str]]:
+    """Questions and what people accepted as their revised answers; only single-turn prompts of the train split."""
+    if wanted.revision_set is None or not wanted.n_shown:
+        return []
+    rows = session.exec(
+        select(Prompt, Completion)
+        .join(Revision, col(Revision.prompt_id) == col(Prompt.id))
+        .join(Completion, col(Completion.id) == col(Revision.revised_id))
+        .where(Revision.set_id == wanted.revision_set, Revision.state == "accepted", Prompt.split == "train")
+        .order_by(col(Revision.position))
+    ).all()
+    turns = [
+        [{"role": "user", "content": prompt.text}, {"role": "assistant", "content": one.text}]
+        for prompt, one in rows
+        if sum(message["role"] == "user" for message in prompt.messages) == 1
+    ]
+    if len(turns) < wanted.n_shown:
+        made = get(session, RevisionSet, wanted.revision_set)
+        message = (
+            f"“{made.name}” has {len(turns)} accepted revisions of single-turn train prompts, fewer than "
+            f"{wanted.n_shown}: review more, or show fewer."
+        )
+        raise Invalid(message, {"revision_set": [message]})
+    return [turn for two in turns[: wanted.n_shown] for turn in two]
+
+
+def _constitution(session: Session, project_id: int, key: int) -> Constitution:
+    row = get(session, Constitution, key)
+    if row.project_id != project_id:
+        raise NotFound(f"There is no constitution {key}.")
+    return row
