@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from app.checkpoints.pace import Pace, pace_of
 from app.db import clean_text
 from app.net import NoAnswer, Reply, Transport
 
@@ -32,6 +33,14 @@ class Target:
     usd_per_million_in: float = 0
     usd_per_million_out: float = 0
     are_private_allowed: bool = True
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    extra_body: Mapping[str, Any] = field(default_factory=dict)  # fields that go along with every request
+
+    @property
+    def pace(self) -> Pace | None:
+        """How fast its calls may leave; shared by all callers of this process."""
+        return pace_of(self.origin, self.model, self.requests_per_minute, self.tokens_per_minute)
 
     def transport(self, connections: int) -> Transport:
         """A transport that carries the key to this origin only."""
@@ -67,8 +76,11 @@ class ChatAnswer:
 def chat_body(
     target: Target, messages: Messages, *, max_tokens: int, temperature: float | None = None, **more: Any
 ) -> Body:
-    """A request in the fields this endpoint was found to know; `more` goes in as it is (top_p, seed, …)."""
-    body: Body = {"model": target.model, "messages": messages}
+    """A request in the fields this endpoint was found to know; `more` goes in as it is (top_p, seed, …).
+
+    The endpoint's own extra fields come first, so that what a call says itself always stands.
+    """
+    body: Body = {**target.extra_body, "model": target.model, "messages": messages}
     body[str(target.mode.get("token_field") or "max_tokens")] = max_tokens
     if temperature is not None and target.mode.get("temperature") != "refused":
         body["temperature"] = temperature
@@ -76,14 +88,20 @@ def chat_body(
 
 
 async def ask(transport: Transport, target: Target, body: Body, *, max_tries: int, timeout_s: float) -> ChatAnswer:
-    """One call with its tries: again after 408, 409, 425, 429, 5xx, reset, timeout or garbage, as Retry-After asks."""
+    """One call with its tries: again after 408, 409, 425, 429, 5xx, reset, timeout or garbage, as Retry-After asks.
+
+    Each try waits for its place in the endpoint's pace, and that waiting does not count against the call's deadline.
+    """
     clock = asyncio.get_running_loop().time
     started = clock()
     deadline = started + DEADLINE_TRIES * timeout_s
     data = json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
-    answer = ChatAnswer(failure="not tried")
+    answer, pace = ChatAnswer(failure="not tried"), target.pace
     for tries in range(1, max_tries + 1):
         pause: float | None = None
+        n_estimated = pace.estimate(body) if pace else 0.0
+        if pace:
+            deadline += await pace.wait(n_estimated)
         try:
             reply = await transport.post("/chat/completions", data, min(timeout_s, deadline - clock()))
         except NoAnswer as error:
@@ -91,6 +109,8 @@ async def ask(transport: Transport, target: Target, body: Body, *, max_tries: in
         else:
             answer, is_again = read_reply(reply, target, body)
             pause = read_retry_after(reply.headers)
+        if pace:
+            pace.settle(n_estimated, answer.tokens_in, answer.tokens_out)
         answer = replace(answer, tries=tries, seconds=clock() - started, failure=redact(answer.failure, target.key))
         if not is_again or tries == max_tries:
             return answer

@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import os
 from itertools import count
+from typing import Any
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -56,7 +57,8 @@ def read_key(endpoint: Endpoint) -> str | None:
 
 def make_endpoint(
     session: Session, project_id: int, *, origin: str, model: str, name: str = "", key: str = "",
-    usd_per_million_in: float = 0, usd_per_million_out: float = 0,
+    usd_per_million_in: float = 0, usd_per_million_out: float = 0, requests_per_minute: int | None = None,
+    tokens_per_minute: int | None = None, extra_body: dict[str, Any] | None = None,
 ) -> Endpoint:  # fmt: skip
     """A new endpoint; raises Invalid. Nothing is sent to it yet."""
     origin = check_origin(origin, are_private_allowed=settings().private_endpoints)
@@ -65,6 +67,7 @@ def make_endpoint(
         project_id=project_id, name=name, origin=origin, model=model.strip(),
         key_ciphertext=encrypt_key(key, origin) if key else None, key_last4=last4(key),
         usd_per_million_in=usd_per_million_in, usd_per_million_out=usd_per_million_out,
+        requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute, extra_body=extra_body or {},
     )  # fmt: skip
     session.add(row)
     session.flush()
@@ -90,16 +93,22 @@ def last4(key: str) -> str:
 
 def change_endpoint(
     session: Session, endpoint: Endpoint, *, origin: str, model: str, name: str, key: str, usd_per_million_in: float,
-    usd_per_million_out: float, is_key_dropped: bool = False,
+    usd_per_million_out: float, requests_per_minute: int | None = None, tokens_per_minute: int | None = None,
+    extra_body: dict[str, Any] | None = None, is_key_dropped: bool = False,
 ) -> None:  # fmt: skip
-    """Changes an endpoint; raises Invalid. A key belongs to one origin: it goes when the origin changes."""
+    """Changes an endpoint; raises Invalid. A key belongs to one origin: it goes when the origin changes.
+
+    Calls that were paid for keep what they cost: new prices are those of calls to come.
+    """
     origin = check_origin(origin, are_private_allowed=settings().private_endpoints)
     is_moved = origin != endpoint.origin
     endpoint.name = free_name(session, endpoint.project_id, name, origin, model, endpoint.id)
-    if is_moved or model.strip() != endpoint.model:
+    if is_moved or model.strip() != endpoint.model or (extra_body or {}) != endpoint.extra_body:
         endpoint.mode = {}  # what was found out holds for what was asked
     endpoint.origin, endpoint.model = origin, model.strip()
     endpoint.usd_per_million_in, endpoint.usd_per_million_out = usd_per_million_in, usd_per_million_out
+    endpoint.requests_per_minute, endpoint.tokens_per_minute = requests_per_minute, tokens_per_minute
+    endpoint.extra_body = extra_body or {}
     if key:
         endpoint.key_ciphertext, endpoint.key_last4 = encrypt_key(key, origin), last4(key)
     elif is_moved or is_key_dropped:
@@ -112,5 +121,6 @@ def target_of(endpoint: Endpoint) -> Target:
     """What the client needs to call this endpoint, its key in clear."""
     return Target(
         endpoint.origin, endpoint.model, read_key(endpoint), endpoint.mode or {}, endpoint.usd_per_million_in,
-        endpoint.usd_per_million_out, settings().private_endpoints,
+        endpoint.usd_per_million_out, settings().private_endpoints, endpoint.requests_per_minute,
+        endpoint.tokens_per_minute, endpoint.extra_body or {},
     )  # fmt: skip

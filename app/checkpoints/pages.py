@@ -70,6 +70,9 @@ def endpoints_table(member: Member) -> Table:
         Column("key", has_key, "Key"),
         Column("usd_per_million_in", Endpoint.usd_per_million_in, "$ per million in", "number"),
         Column("usd_per_million_out", Endpoint.usd_per_million_out, "$ per million out", "number"),
+        Column("requests_per_minute", Endpoint.requests_per_minute, is_shown=False),
+        Column("tokens_per_minute", Endpoint.tokens_per_minute, is_shown=False),
+        Column("extra_body", Endpoint.extra_body, is_shown=False),
         Column("mode", Endpoint.mode, is_shown=False),
         Column("created_at", Endpoint.created_at, "Added", "when"),
     ]

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from sqlmodel import col, select
 
 from app.checkpoints.endpoints import change_endpoint, make_endpoint, target_of
-from app.checkpoints.forms import EndpointForm, endpoint_as_json, read_endpoint_form
+from app.checkpoints.forms import EndpointForm, endpoint_as_json, endpoint_form_values, read_endpoint_form
 from app.checkpoints.models import Arm, Checkpoint, Endpoint
 from app.checkpoints.pages import (
     ancestors,
@@ -157,7 +157,7 @@ def show_endpoint(request: Request, member: Viewer, session: Db, endpoint_id: in
 def edit_endpoint(request: Request, member: Researcher, session: Db, endpoint_id: int) -> Response:
     """The form that changes an endpoint; its key is not in it."""
     row: Endpoint = project_row(session, member, Endpoint, endpoint_id)
-    return _form_page(request, session, member, row.model_dump(exclude={"key_ciphertext"}), {}, row)
+    return _form_page(request, session, member, endpoint_form_values(row), {}, row)
 
 
 @router.post(_ROOT + "/endpoints/{endpoint_id:int}/edit")
@@ -205,6 +205,9 @@ def add_endpoint_api(member: Researcher, session: Db, endpoint: dict[str, Any] =
     try:
         read = EndpointForm.model_validate(values)
     except ValidationError as error:
-        fields = {str(item["loc"][0]) if item["loc"] else "": [item["msg"]] for item in error.errors()}
+        fields = {
+            str(item["loc"][0]) if item["loc"] else "": [item["msg"].removeprefix("Value error, ")]
+            for item in error.errors()
+        }
         raise Invalid("; ".join(f"{name}: {said[0]}" for name, said in fields.items()), fields) from error
     return endpoint_as_json(make_endpoint(session, member.project.id, **read.model_dump(), key=key))
