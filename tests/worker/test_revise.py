@@ -1,5 +1,6 @@
 """Red team, critique and revision, and what they hand over, by the real worker functions."""
 
+import copy
 import json
 import re
 from collections import Counter
@@ -7,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from sqlmodel import col, select
+from transformers import AutoModelForSequenceClassification
 
 from app.checkpoints.endpoints import make_endpoint
-from app.checkpoints.models import Arm
+from app.checkpoints.models import Arm, Checkpoint
 from app.config import settings
 from app.db import get, reading, transaction
 from app.judging.models import Judge, Opinion, Verdict, VerdictSet
@@ -23,13 +26,16 @@ from app.runs.models import QUEUES, Run, RunIo
 from app.runs.queue import claim, resume
 from app.training.models import Snapshot
 from app.training.recipes import DemoBaseRecipe
-from tests.benchmarks.rows import demo_prompts, fresh_project, stored_checkpoint
+from tests.benchmarks.rows import demo_prompts, fresh_project, stored_checkpoint, tiny_checkpoint
 from tests.chat_server import ChatServer, Fault, Request
 from tests.prompts.rows import again, do, made, start
 from tests.revising.rows import make_constitution, make_originals, make_revisions, revisions_of
+from tests.worker.tiny import tiny_model
+from worker.checkpoints import weights_of
 from worker.child import work
 from worker.demo_base import train_base
 from worker.job import Job
+from worker.llm import RewardScorer
 from worker.saving import save_folder, write_model
 
 SHORT = {"max_new_tokens": 12}
@@ -333,6 +339,66 @@ def test_nothing_accepted_is_an_error_that_says_what_to_do(demo: Project) -> Non
         made_set = make_revisions(session, demo, 3)
     run = do(demo.id, "hand_over", revision_set=made_set.id)
     assert run.status == "failed" and "accept some on its page" in str(run.error)
+
+
+# ---------------------------------------------------------------------------------------------------- best of several
+
+
+def tiny_reward(project: Project) -> int:
+    """A reward model of 30,000 random weights."""
+    folder = settings().folder("tiny", "reward") / "model"
+    model, tokenizer = tiny_model()
+    config = copy.deepcopy(model.config)
+    config.num_labels, config.pad_token_id = 1, tokenizer.pad_token_id
+    torch.manual_seed(3)
+    scorer = AutoModelForSequenceClassification.from_config(config)
+    place, _ = save_folder(folder, lambda at: write_model(scorer, tokenizer, at))
+    return stored_checkpoint(project, Path(place), "judge of taste", "reward", "reward")
+
+
+def test_sft_learns_the_best_of_several_by_a_reward_model(demo: Project) -> None:
+    base, reward = tiny_checkpoint(demo), tiny_reward(demo)
+    with transaction() as session:
+        prompts = demo_prompts(session, demo, 10, "train").id
+    written = do(demo.id, "generate", prompt_set=prompts, checkpoint=base, samples=4, pairing="none", decoding=SHORT)
+    assert written.status == "done", written.error
+    run = do(demo.id, "best_of", prompt_set=prompts, arm=made(written, "arm"), reward=reward, name="best of 4")
+    assert run.status == "done", run.error
+    with reading() as session:
+        scorer = RewardScorer(weights_of(session, reward))
+        verdicts = get(session, VerdictSet, made(run, "verdict_set"))
+        judge = get(session, Judge, verdicts.judge_id)
+        assert (judge.kind, judge.checkpoint_id) == ("reward", reward) and judge.frozen_at
+        for pair in session.exec(select(Pair).where(Pair.pair_set_id == verdicts.pair_set_id)).all():
+            prompt = get(session, Prompt, pair.prompt_id)
+            some = session.exec(select(Completion).where(Completion.prompt_id == prompt.id)).all()
+            scores = dict(
+                zip([one.id for one in some], scorer.score([prompt.messages] * 4, [o.text for o in some]), strict=True)
+            )
+            verdict = session.exec(select(Verdict).where(Verdict.pair_id == pair.id)).one()
+            best, worst = (pair.a_id, pair.b_id) if verdict.outcome == "a" else (pair.b_id, pair.a_id)
+            assert scores[best] == pytest.approx(max(scores.values()), abs=1e-5)
+            assert scores[worst] == pytest.approx(min(scores.values()), abs=1e-5)
+            assert verdict.p_a is not None and (verdict.p_a > 0.5) == (verdict.outcome == "a")
+    judged = do(demo.id, "judge", pair_set=verdicts.pair_set_id, judge=judge.id)
+    with reading() as session:
+        second = get(session, VerdictSet, made(judged, "verdict_set"))
+    assert (second.n_a, second.n_b) == (verdicts.n_a, verdicts.n_b), "the reward judge says the same of these pairs"
+    frozen = do(demo.id, "snapshot", verdict_set=verdicts.id)
+    trained = do(
+        demo.id, "sft", start=base, snapshot=made(frozen, "snapshot"), lr=1e-3, max_length=96, max_steps=2, batch_size=4
+    )
+    assert trained.status == "done", trained.error
+    with reading() as session:
+        made_by_sft = get(session, Checkpoint, made(trained, "checkpoint"))
+    assert made_by_sft.method == "sft" and made_by_sft.parent_id == base
+
+
+def test_best_of_needs_several_completions(demo: Project) -> None:
+    with transaction() as session:
+        prompts, arm = make_originals(session, demo, 3)
+    run = do(demo.id, "best_of", prompt_set=prompts.id, arm=arm.id, reward=tiny_reward(demo))
+    assert run.status == "failed" and "sample more" in str(run.error)
 
 
 def test_the_worker_needs_a_reviser() -> None:
