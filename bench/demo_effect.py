@@ -27,9 +27,10 @@ from app.training.recipes import DemoBaseRecipe, DpoRecipe, GrpoRecipe, PpoRecip
 from worker import dpo, grpo, ppo, reward, sft
 from worker.demo_base import train_base
 from worker.loading import Weights, encode_prompt, load_full, load_tokenizer, render_prompt
-from worker.ppo import Ppo, sample, seeded
+from worker.ppo import Ppo
 from worker.ppo_models import load_ppo_models
 from worker.preferences import read_preferences
+from worker.rollout import sample, seeded
 from worker.saving import save_folder, write_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -156,12 +157,12 @@ def run_arm(name: str, recipe: Any, seed: int, at: Path, base: Weights, is_loud:
     elif name == "grpo":
         prompts = [grpo.RlPrompt(p["messages"], [], p["reference"]) for p in train]
         rewarder = grpo.rule_reward(recipe.flip_rate, seed)
-        model, tokenizer, kept = grpo.fit_grpo(recipe, seed, base, prompts, [], rewarder, folder, watch)
+        model, tokenizer, kept = grpo.fit_grpo(recipe, seed, base, prompts, None, rewarder, folder, watch)
     else:
         tokenizer = load_tokenizer(base)
         models = load_ppo_models(base, Weights(str(at / "reward")), recipe.is_lora, recipe.lora_rank, recipe.dtype)
         ids = [encode_prompt(tokenizer, render_prompt(tokenizer, p["messages"])) for p in train]
-        ppo.train(Ppo(recipe, seed, models, tokenizer), ids, ids[:8], folder, watch)
+        ppo.train(Ppo(recipe, seed, models, tokenizer), ids, None, folder, watch)
         model = models.policy
     save_folder(at / name, lambda to: write_model(model, tokenizer, to))
     shutil.rmtree(folder, ignore_errors=True)

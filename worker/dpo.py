@@ -9,10 +9,10 @@ from typing import Any
 
 from app.training.recipes import DpoRecipe, SimpoRecipe
 from worker.checkpoints import store_trained, weights_of
-from worker.job import Job
+from worker.job import Job, Watch
 from worker.loading import Weights, load_tokenizer, load_trainable
-from worker.ppo import Watch
 from worker.preferences import Preferences, preferences_of
+from worker.recorder import Recorder, recorder_of_rows
 from worker.reference_cache import Cache, MemoryCache, RowCache, weights_key
 
 PairRecipe = DpoRecipe | SimpoRecipe
@@ -44,16 +44,17 @@ def make_trainer(
 
 def fit_dpo(
     recipe: PairRecipe, seed: int, start: Weights, preferences: Preferences, folder: Path, watch: Watch,
-    cache: Cache | None = None,
+    cache: Cache | None = None, recorder: Recorder | None = None,
 ) -> tuple[Any, Any, dict[str, float]]:  # fmt: skip
     """Returns the trained model, its tokenizer and the last value of every curve."""
-    from worker.trl_run import run_trainer
+    from worker.trl_run import record, run_trainer
 
     trainer = make_trainer(recipe, seed, start, preferences, folder, cache)
     if isinstance(recipe, DpoRecipe):
         n = 2 * (len(preferences.train) + len(preferences.dev))
         watch.log(f"the reference read {trainer.n_reference_passes} of {n} texts; the others were known")
         watch.spend(reference_passes=trainer.n_reference_passes)
+    record(trainer, recorder, recipe, seed)
     return trainer.model, trainer.processing_class, run_trainer(trainer, watch, folder)
 
 
@@ -64,7 +65,8 @@ def _train(job: Job) -> None:
         start = weights_of(session, recipe.start)
     name = weights_key(start, recipe.dtype)
     cache = RowCache(job, name) if name else None
-    model, tokenizer, curves = fit_dpo(recipe, job.seed, start, preferences, job.folder, job, cache)
+    recorder = recorder_of_rows(job, preferences.dev, start)
+    model, tokenizer, curves = fit_dpo(recipe, job.seed, start, preferences, job.folder, job, cache, recorder)
     job.spend(labels=len(preferences.train), trained_tokens=curves.get("tokens", 0))
     store_trained(job, model, tokenizer, curves, step=int(curves.get("step", 0)))
 

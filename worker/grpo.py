@@ -13,7 +13,7 @@ import torch
 
 from app.training.recipes import GroupRecipe, RlooRecipe
 from worker.checkpoints import store_trained, weights_of
-from worker.job import Job
+from worker.job import Job, Watch
 from worker.loading import (
     Weights,
     context_of,
@@ -24,10 +24,11 @@ from worker.loading import (
     load_trainable,
     render_prompt,
 )
-from worker.ppo import Watch, end_ids_of, pad_left, sample, seeded
 from worker.ppo_models import positions
+from worker.recorder import Recorder, recorder_of, told_of
 from worker.rewards import score_text
 from worker.rl_prompts import RlPrompt, prompts_of
+from worker.rollout import end_ids_of, pad_left, sample, seeded
 from worker.saving import is_whole, save_folder, write_model
 
 RewardFunction = Callable[..., list[float]]
@@ -122,30 +123,28 @@ def make_trainer(
 
 
 @torch.no_grad()
-def look(
-    trainer: Any, recipe: GroupRecipe, seed: int, dev: list[RlPrompt], reward: RewardFunction, watch: Watch, step: int
-) -> None:
-    """Samples the dev prompts: their mean reward is a curve, the first four go to the film strip."""
+def look(trainer: Any, recipe: GroupRecipe, seed: int, recorder: Recorder, reward: RewardFunction, step: int) -> None:
+    """Samples the recorder's prompts and has them read, with the training reward beside."""
     model, tokenizer = trainer.model, trainer.processing_class
     model.eval()
-    ids, ends = [p.ids for p in dev], end_ids_of(model, tokenizer)
+    ids, ends = [p.ids for p in recorder.prompts], end_ids_of(model, tokenizer)
     rollout = sample(
         model, ids, recipe.max_new_tokens, recipe.temperature, ends, tokenizer.pad_token_id, seeded(seed, "dev"),
-        watch.check,
+        recorder.watch.check,
     )  # fmt: skip
     model.train()
+    told = told_of(rollout, tokenizer, ends)
     kept = [row[mask.bool()].tolist() for row, mask in zip(rollout.tokens, rollout.mask, strict=True)]
-    texts = [tokenizer.decode(one, skip_special_tokens=True) for one in kept]
-    shown = [render_prompt(tokenizer, p.messages) for p in dev]
     rewards = reward(
-        prompts=shown, completions=texts, completion_ids=kept, reference=[p.reference for p in dev], trainer_state=None
-    )
-    watch.metric(step, dev_reward=sum(rewards) / len(rewards))
-    watch.sampled(step, list(zip(shown, texts, rewards, strict=True))[:4])
+        prompts=[render_prompt(tokenizer, p.messages) for p in recorder.prompts],
+        completions=[one.text for one in told], completion_ids=kept,
+        reference=[p.reference for p in recorder.prompts], trainer_state=None,
+    )  # fmt: skip
+    recorder.note(step, told, rewards)
 
 
 def fit_grpo(
-    recipe: GroupRecipe, seed: int, start: Weights, prompts: list[RlPrompt], dev: list[RlPrompt],
+    recipe: GroupRecipe, seed: int, start: Weights, prompts: list[RlPrompt], recorder: Recorder | None,
     reward: RewardFunction, folder: Path, watch: Watch,
 ) -> tuple[Any, Any, dict[str, float]]:  # fmt: skip
     """Returns the trained model, its tokenizer and the last value of every curve."""
@@ -158,9 +157,9 @@ def fit_grpo(
         return reward(**given)
 
     trainer = make_trainer(recipe, seed, start, prompts, counted, folder)
-    if dev:
+    if recorder is not None:
         trainer.add_callback(
-            LookCallback(recipe.sample_every, lambda step: look(trainer, recipe, seed, dev, reward, watch, step))
+            LookCallback(recipe.sample_every, lambda step: look(trainer, recipe, seed, recorder, reward, step))
         )
     curves = run_trainer(trainer, watch, folder, is_tried=False)
     watch.spend(generated_tokens=n_tokens[0])
@@ -181,5 +180,6 @@ def train_grpo(job: Job) -> None:
         reward = rule_reward(recipe.flip_rate, job.seed)
         n_gold = sum(p.reference is not None for p in prompts)
         job.log(f"rewarded by the rule, an oracle: {n_gold} of {len(prompts)} prompts have a reference answer")
-    model, tokenizer, curves = fit_grpo(recipe, job.seed, start, prompts, dev, reward, job.folder, job)
+    recorder = recorder_of(job, dev, tokenizer)
+    model, tokenizer, curves = fit_grpo(recipe, job.seed, start, prompts, recorder, reward, job.folder, job)
     store_trained(job, model, tokenizer, curves, step=recipe.steps)

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import sqlalchemy as sa
 from sqlmodel import Session, col
@@ -15,6 +15,21 @@ from app.db import clean_text, get, now, reading, transaction
 from app.recipes import read_recipe
 from app.runs.models import LogLine, Metric, Run, Sampled
 from app.runs.queue import drop_metrics_after, fence, record_output
+
+# prompt, completion, training reward, and what the detectors saw
+SampledText = tuple[str, str, float | None] | tuple[str, str, float | None, dict[str, float]]
+
+
+class Watch(Protocol):
+    """What a training loop tells while it runs; a Job is one."""
+
+    def check(self) -> None: ...
+    def progress(self, done: int, total: int, note: str = "") -> None: ...
+    def metric(self, step: int, **values: float) -> None: ...
+    def log(self, text: str, level: str = "info") -> None: ...
+    def resumed_at(self, step: int) -> None: ...
+    def sampled(self, step: int, rows: Sequence[SampledText]) -> None: ...
+    def spend(self, **amounts: float) -> None: ...
 
 
 class Cancelled(Exception):
@@ -101,14 +116,16 @@ class Job:
             session.execute(sa.delete(Sampled).where(col(Sampled.run_id) == self.run_id, col(Sampled.step) > step))
             session.add(LogLine(run_id=self.run_id, attempt=self.attempt, text=f"resumed after step {step}"))
 
-    def sampled(self, step: int, rows: Sequence[tuple[str, str, float | None]]) -> None:
-        """Adds (prompt, text, reward) of the fixed prompts to the film strip."""
+    def sampled(self, step: int, rows: Sequence[SampledText]) -> None:
+        """Adds (prompt, text, reward, what the detectors saw) of the fixed prompts to the film strip."""
         with self.write() as session:
             session.execute(sa.delete(Sampled).where(col(Sampled.run_id) == self.run_id, col(Sampled.step) == step))
-            for place, (prompt, said, reward) in enumerate(rows):
+            for place, (prompt, said, reward, *more) in enumerate(rows):
                 asked, text = clean_text(prompt), clean_text(said)
-                row = Sampled(run_id=self.run_id, step=step, place=place, prompt=asked, text=text, reward=reward)
-                session.add(row)
+                session.add(Sampled(
+                    run_id=self.run_id, step=step, place=place, prompt=asked, text=text, reward=reward,
+                    detail=more[0] if more else {},
+                ))  # fmt: skip
 
     def made(self, session: Session, noun: str, key: int, sha256: str = "") -> None:
         """Notes, within a write, that this run made a row."""

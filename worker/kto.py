@@ -9,10 +9,10 @@ from typing import Any
 
 from app.training.recipes import KtoRecipe
 from worker.checkpoints import store_trained, weights_of
-from worker.job import Job
+from worker.job import Job, Watch
 from worker.loading import Weights, load_full, load_tokenizer, load_trainable
-from worker.ppo import Watch
 from worker.preferences import Preferences, Row, preferences_of
+from worker.recorder import Recorder, recorder_of_rows
 
 
 def unpair(rows: list[Row]) -> list[Row]:
@@ -27,12 +27,18 @@ def unpair(rows: list[Row]) -> list[Row]:
 
 
 def fit_kto(
-    recipe: KtoRecipe, seed: int, start: Weights, preferences: Preferences, folder: Path, watch: Watch
+    recipe: KtoRecipe,
+    seed: int,
+    start: Weights,
+    preferences: Preferences,
+    folder: Path,
+    watch: Watch,
+    recorder: Recorder | None = None,
 ) -> tuple[Any, Any, dict[str, float]]:
     """Returns the trained model, its tokenizer and the last value of every curve."""
     from trl import KTOConfig, KTOTrainer
 
-    from worker.trl_run import as_dataset, offline_arguments, run_trainer
+    from worker.trl_run import as_dataset, offline_arguments, record, run_trainer
 
     tokenizer = load_tokenizer(start)
     trainer = KTOTrainer(
@@ -49,6 +55,7 @@ def fit_kto(
         eval_dataset=as_dataset(unpair(preferences.dev), tokenizer),
         processing_class=tokenizer,
     )
+    record(trainer, recorder, recipe, seed)
     return trainer.model, tokenizer, run_trainer(trainer, watch, folder)
 
 
@@ -58,6 +65,7 @@ def train_kto(job: Job) -> None:
     preferences = preferences_of(job)
     with job.read() as session:
         start = weights_of(session, recipe.start)
-    model, tokenizer, curves = fit_kto(recipe, job.seed, start, preferences, job.folder, job)
+    recorder = recorder_of_rows(job, preferences.dev, start)
+    model, tokenizer, curves = fit_kto(recipe, job.seed, start, preferences, job.folder, job, recorder)
     job.spend(labels=len(preferences.train), trained_tokens=curves.get("tokens", 0))
     store_trained(job, model, tokenizer, curves, step=int(curves.get("step", 0)))

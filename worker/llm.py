@@ -15,8 +15,8 @@ import torch
 from app.db import clean_text
 from app.errors import AppError, Invalid
 from worker.loading import Weights, device, encode_prompt, load_full, load_reward, load_tokenizer, render_prompt
-from worker.ppo import end_ids_of, pad_left
 from worker.ppo_models import positions
+from worker.rollout import end_ids_of, pad_left
 
 Messages = list[dict[str, str]]
 FALLBACK = "no chat template: the messages' contents, one after another with a blank line between"

@@ -10,12 +10,10 @@ Everything random in iteration i comes from (seed, i), so a resumed run repeats 
 Shapes: b completions, t tokens of prompt and completion, n tokens of the completion.
 """
 
-import hashlib
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,25 +21,14 @@ from torch import Tensor
 from app.errors import AppError
 from app.training.recipes import PpoRecipe
 from worker.checkpoints import facts_of, store_checkpoint, weights_of
-from worker.job import Job
+from worker.job import Job, Watch
 from worker.loading import context_of, load_tokenizer
-from worker.ppo_models import PpoModels, load_ppo_models, positions
+from worker.ppo_models import PpoModels, load_ppo_models
+from worker.recorder import Recorder, recorder_of, told_of
 from worker.rewards import Bonus, rule_bonus
 from worker.rl_prompts import prompts_of
+from worker.rollout import Rollout, end_ids_of, sample, seeded
 from worker.saving import drop_older, save_folder, take_newest_whole
-
-
-class Watch(Protocol):
-    """What a training loop tells while it runs; a Job is one."""
-
-    def check(self) -> None: ...
-    def progress(self, done: int, total: int, note: str = "") -> None: ...
-    def metric(self, step: int, **values: float) -> None: ...
-    def log(self, text: str, level: str = "info") -> None: ...
-    def resumed_at(self, step: int) -> None: ...
-    def sampled(self, step: int, rows: Sequence[tuple[str, str, float | None]]) -> None: ...
-    def spend(self, **amounts: float) -> None: ...
-
 
 # ---------------------------------------------------------------------------------------------------- the equations
 
@@ -118,75 +105,7 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
     return float(1 - (returns - values)[kept].var(unbiased=False) / spread) if spread > 0 else 0.0
 
 
-# ------------------------------------------------------------------------------------------------------- the rollout
-
-
-@dataclass
-class Rollout:
-    """What was sampled and what each model said of it; rows are completions."""
-
-    ids: Tensor  # (b, t): prompts padded on the left, completions on the right
-    attention: Tensor  # (b, t)
-    tokens: Tensor  # (b, n)
-    mask: Tensor  # (b, n): up to and with the end token
-    log_probs: Tensor  # (b, n), as sampled
-
-    @property
-    def n(self) -> int:
-        return self.tokens.shape[1]
-
-
-def seeded(*parts: Any) -> torch.Generator:
-    """A CPU generator from any parts: the same parts, the same numbers."""
-    digest = hashlib.sha256(repr(parts).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-
-
-def pad_left(rows: list[list[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids and attention mask (b, longest)."""
-    width = max(map(len, rows))
-    ids = torch.full((len(rows), width), pad_id)
-    mask = torch.zeros((len(rows), width), dtype=torch.long)
-    for place, row in enumerate(rows):
-        ids[place, width - len(row) :] = torch.tensor(row)
-        mask[place, width - len(row) :] = 1
-    return ids.to(device), mask.to(device)
-
-
-@torch.no_grad()
-def sample(
-    policy: Any, prompts: list[list[int]], n: int, temperature: float, end_ids: list[int], pad_id: int,
-    generator: torch.Generator, check: Callable[[], None],
-) -> Rollout:  # fmt: skip
-    """Samples up to n tokens for every prompt at once, keeping keys and values between steps."""
-    device = next(policy.parameters()).device
-    ids, attention = pad_left(prompts, pad_id, device)
-    step_ids, step_positions, cache = ids, positions(attention), None
-    alive = torch.ones(len(prompts), dtype=torch.long, device=device)
-    ends = torch.tensor(end_ids, device=device)
-    tokens, log_probs = [], []
-    for _ in range(n):
-        check()
-        out = policy(
-            input_ids=step_ids, attention_mask=attention, position_ids=step_positions, past_key_values=cache,
-            use_cache=True, logits_to_keep=1,
-        )  # fmt: skip
-        cache = out.past_key_values
-        shares = torch.log_softmax(out.logits[:, -1].float() / temperature, -1)
-        # Drawn on the CPU, so that the generator's stream does not depend on the device.
-        drawn = torch.multinomial(shares.exp().cpu(), 1, generator=generator).to(device)
-        token = torch.where(alive.bool(), drawn.squeeze(1), pad_id)
-        tokens.append(token)
-        log_probs.append(shares.gather(1, token.unsqueeze(1)).squeeze(1) * alive)
-        ids = torch.cat([ids, token.unsqueeze(1)], 1)
-        attention = torch.cat([attention, alive.unsqueeze(1)], 1)
-        step_ids, step_positions = token.unsqueeze(1), positions(attention)[:, -1:]
-        alive = alive * (~torch.isin(token, ends)).long()
-        if not alive.any():
-            break
-    drawn_tokens = torch.stack(tokens, 1)
-    mask = attention[:, -len(tokens) :].float()
-    return Rollout(ids, attention, drawn_tokens, mask, torch.stack(log_probs, 1))
+# ------------------------------------------------------------------------------------------------------- the prompts
 
 
 def pick_prompts(n_prompts: int, n: int, iteration: int, seed: int) -> list[int]:
@@ -207,7 +126,7 @@ class Ppo:
     """One training run; `state()` and `load_state()` hold all that an iteration depends on."""
 
     def __init__(
-        self, recipe: PpoRecipe, seed: int, models: PpoModels, tokenizer: Any, bonus: "Bonus | None" = None
+        self, recipe: PpoRecipe, seed: int, models: PpoModels, tokenizer: Any, bonus: Bonus | None = None
     ) -> None:
         self.recipe, self.seed, self.models, self.tokenizer = recipe, seed, models, tokenizer
         self.bonus = bonus
@@ -341,17 +260,12 @@ class Ppo:
             "value_grad_norm": norms[1],
         }
 
-    def look(self, step: int, prompts: list[list[int]], watch: Watch) -> None:
-        """Samples the dev prompts: their mean score is a curve, the first four go to the film strip."""
-        rollout = self.roll_out(prompts, seeded(self.seed, "dev"), watch.check)
-        scores = self.score(rollout, prompts)
-        watch.metric(step, dev_reward=float(scores.mean()))
-        rows: list[tuple[str, str, float | None]] = []
-        for place in range(min(4, len(prompts))):
-            kept = rollout.tokens[place][rollout.mask[place].bool()]
-            text = self.tokenizer.decode(kept, skip_special_tokens=True)
-            rows.append((self.tokenizer.decode(prompts[place]), text, float(scores[place])))
-        watch.sampled(step, rows)
+    def look(self, step: int, recorder: Recorder) -> None:
+        """Samples the recorder's prompts and has them read, with the training reward beside."""
+        prompts = [prompt.ids for prompt in recorder.prompts]
+        rollout = self.roll_out(prompts, seeded(self.seed, "dev"), recorder.watch.check)
+        scores = self.score(rollout, prompts).tolist()
+        recorder.note(step, told_of(rollout, self.tokenizer, self.end_ids), scores)
 
 
 def learning_rate_share(step: int, steps: int, warmup_share: float) -> float:
@@ -360,17 +274,9 @@ def learning_rate_share(step: int, steps: int, warmup_share: float) -> float:
     return (step + 1) / (warmup + 1) if step < warmup else (steps - step) / (steps - warmup)
 
 
-def end_ids_of(policy: Any, tokenizer: Any) -> list[int]:
-    """Every token that ends a completion: the tokenizer's and those of the model's generation settings."""
-    stated = getattr(policy, "generation_config", None)
-    more = getattr(stated, "eos_token_id", None) or []
-    found = {tokenizer.eos_token_id, *(more if isinstance(more, list) else [more])} - {None}
-    if not found:
-        raise AppError("This checkpoint's tokenizer has no end token, so a completion could never end.")
-    return sorted(int(token) for token in found)
-
-
-def train(ppo: Ppo, prompts: list[list[int]], dev: list[list[int]], folder: Path, watch: Watch) -> None:
+def train(
+    ppo: Ppo, prompts: list[list[int]], recorder: Recorder | None, folder: Path, watch: Watch
+) -> None:  # fmt: skip
     """Runs all iterations, going on from the newest whole state in `folder`."""
     recipe, done = ppo.recipe, 0
     newest = take_newest_whole(folder, "state")
@@ -380,14 +286,14 @@ def train(ppo: Ppo, prompts: list[list[int]], dev: list[list[int]], folder: Path
         watch.resumed_at(done)
     tokens = 0.0
     for iteration in range(done, recipe.iterations):
-        if iteration == 0 and dev:
-            ppo.look(0, dev, watch)
+        if iteration == 0 and recorder:
+            ppo.look(0, recorder)
         found = ppo.iterate(iteration, prompts, watch.check)
         tokens += found["generated_tokens"]
         step = iteration + 1
         watch.metric(step, **found)
-        if dev and (step % recipe.sample_every == 0 or step == recipe.iterations):
-            ppo.look(step, dev, watch)
+        if recorder and (step % recipe.sample_every == 0 or step == recipe.iterations):
+            ppo.look(step, recorder)
         if step % recipe.save_every == 0 and step < recipe.iterations:
             save_folder(folder / f"state-{step}", lambda at: torch.save(ppo.state(), at / "state.pt"))
             drop_older(folder, "state", keep=2)
@@ -411,7 +317,8 @@ def train_ppo(job: Job) -> None:
     models = load_ppo_models(start, reward, recipe.is_lora, recipe.lora_rank, recipe.dtype)
     bonus = rule_bonus(recipe, job.seed, [*prompts, *dev]) if recipe.rule_weight else None
     ppo = Ppo(recipe, job.seed, models, tokenizer, bonus)
-    train(ppo, [p.ids for p in prompts], [p.ids for p in dev], job.folder, job)
+    recorder = recorder_of(job, dev, tokenizer)
+    train(ppo, [p.ids for p in prompts], recorder, job.folder, job)
 
     def write(folder: Path) -> None:
         models.save_policy(folder)

@@ -7,9 +7,8 @@ import torch
 
 from app.training.recipes import RewardRecipe
 from worker.checkpoints import store_trained, weights_of
-from worker.job import Job
+from worker.job import Job, Watch
 from worker.loading import Weights, device, load_full, load_tokenizer, lora_config
-from worker.ppo import Watch
 from worker.preferences import Preferences, preferences_of
 
 

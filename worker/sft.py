@@ -7,10 +7,10 @@ import torch
 
 from app.training.recipes import SftRecipe
 from worker.checkpoints import store_trained, weights_of
-from worker.job import Job
+from worker.job import Job, Watch
 from worker.loading import Weights, load_tokenizer, load_trainable
-from worker.ppo import Watch
 from worker.preferences import Preferences, preferences_of
+from worker.recorder import Recorder, recorder_of_rows
 
 SAWYER = (
     "{% for message in messages %}{{ '<response>' if message.role == 'assistant' else '<query>' }}"
@@ -38,12 +38,18 @@ def learn_sawyer(model: Any, tokenizer: Any) -> None:
 
 
 def fit_sft(
-    recipe: SftRecipe, seed: int, start: Weights, preferences: Preferences, folder: Path, watch: Watch
+    recipe: SftRecipe,
+    seed: int,
+    start: Weights,
+    preferences: Preferences,
+    folder: Path,
+    watch: Watch,
+    recorder: Recorder | None = None,
 ) -> tuple[Any, Any, dict[str, float]]:
     """Returns the trained model, its tokenizer and the last value of every curve."""
     from trl import SFTConfig, SFTTrainer
 
-    from worker.trl_run import as_dataset, offline_arguments, run_trainer
+    from worker.trl_run import as_dataset, offline_arguments, record, run_trainer
 
     tokenizer = load_tokenizer(start)
     model = load_trainable(start, recipe.is_lora, recipe.lora_rank, recipe.dtype)
@@ -65,6 +71,7 @@ def fit_sft(
         eval_dataset=as_dataset(rows[1], tokenizer),
         processing_class=tokenizer,
     )
+    record(trainer, recorder, recipe, seed)
     return trainer.model, tokenizer, run_trainer(trainer, watch, folder)
 
 
@@ -74,6 +81,7 @@ def train_sft(job: Job) -> None:
     preferences = preferences_of(job)
     with job.read() as session:
         start = weights_of(session, recipe.start)
-    model, tokenizer, curves = fit_sft(recipe, job.seed, start, preferences, job.folder, job)
+    recorder = recorder_of_rows(job, preferences.dev, start)
+    model, tokenizer, curves = fit_sft(recipe, job.seed, start, preferences, job.folder, job, recorder)
     job.spend(labels=len(preferences.train), trained_tokens=curves.get("tokens", 0))
     store_trained(job, model, tokenizer, curves, step=int(curves.get("step", 0)))

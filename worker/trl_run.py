@@ -14,9 +14,10 @@ import transformers
 from transformers import PrinterCallback, TrainerCallback
 
 from app.errors import AppError
-from app.training.recipes import OfflineRecipe, TrainingRecipe
+from app.training.recipes import OfflineRecipe, SampledRecipe, TrainingRecipe
+from worker.job import Watch
 from worker.loading import Weights, context_of, device, render_prompt
-from worker.ppo import Watch
+from worker.recorder import Recorder
 from worker.saving import seal_folder, take_newest_whole
 
 datasets.disable_progress_bars()
@@ -107,6 +108,14 @@ class LookCallback(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step % self.every == 0 or state.global_step == state.max_steps:
             self.look(state.global_step)
+
+
+def record(trainer: Any, recorder: Recorder | None, recipe: SampledRecipe, seed: int) -> None:
+    """Has the recorder look at the policy while it trains."""
+    if recorder is not None:
+        trainer.add_callback(LookCallback(
+            recipe.sample_every, lambda step: recorder.look(step, trainer.model, recipe.sample_tokens, seed)
+        ))  # fmt: skip
 
 
 def quiet_arguments(recipe: TrainingRecipe, folder: Path, seed: int) -> dict[str, Any]:

@@ -33,6 +33,7 @@ def write_notes(kind: str, recipe: Mapping[str, Any], curves: Mapping[str, Point
         found.append(_chosen_falling(curves))
     if kind in ONLINE:
         found += [_kl_running(recipe, curves), _length_drift(curves), _saturated(curves), _unended(curves)]
+    found += [_diverging(curves), _repeating(curves)]
     if kind == "ppo":
         found += [_value_idle(curves), _clipping(curves)]
     if kind in {"grpo", "rloo"}:
@@ -148,6 +149,37 @@ def _kl_running(recipe: Mapping[str, Any], curves: Mapping[str, Points]) -> Note
         "knows little: raise the KL coefficient, set a target, or stop earlier."
     )
     return Note("act", text, _at("kl", kl[0], kl[-1]))
+
+
+def _diverging(curves: Mapping[str, Points]) -> Note | None:
+    """What trains goes up while what only watches goes down: Gao et al.'s over-optimisation."""
+    proxy = _finite(curves, "dev_reward") or _finite(curves, "dev_accuracy")
+    watcher = _finite(curves, "dev_held_out")
+    if len(proxy) < 4 or len(watcher) < 4:
+        return None
+    best = max(watcher, key=lambda point: point[1])
+    then = min(proxy, key=lambda point: abs(point[0] - best[0]))
+    spread = best[1] - min(value for _, value in watcher)
+    fall = best[1] - watcher[-1][1]
+    if best[0] == watcher[-1][0] or spread <= 0 or fall < 0.25 * spread or proxy[-1][1] <= then[1]:
+        return None
+    text = (
+        f"The held-out reward model liked step {best[0]} best ({best[1]:.2f}, now {watcher[-1][1]:.2f}) while what "
+        f"trains went on rising ({then[1]:.2f} to {proxy[-1][1]:.2f}). From there the run may please its reward only: "
+        "compare samples of both steps, and let people grade some."
+    )
+    return Note("act", text, _at("dev_held_out", best, watcher[-1]))
+
+
+def _repeating(curves: Mapping[str, Points]) -> Note | None:
+    points = _finite(curves, "dev_repetition")
+    if len(points) < 2 or points[-1][1] < 0.2 or points[-1][1] < points[0][1] + 0.1:
+        return None
+    text = (
+        f"Samples repeat themselves: {points[-1][1]:.0%} of their phrases of four words stood in the same text before "
+        f"({points[0][1]:.0%} at the start)."
+    )
+    return Note("act", text, _at("dev_repetition", points[0], points[-1]))
 
 
 def _length_drift(curves: Mapping[str, Points]) -> Note | None:

@@ -1,6 +1,6 @@
 """Recipes of training runs: at once the form's fields, the row's JSON, the API's body and the worker's argument."""
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -80,7 +80,23 @@ class OfflineRecipe(TrainingRecipe):
         return self
 
 
-class SftRecipe(OfflineRecipe):
+def watcher() -> Any:
+    """The field of a reward model that watches and never trains."""
+    return points_to(
+        "checkpoint", title="Held-out reward model", default=None, where={"role": "reward"},
+        description="Reads the samples and trains nothing; best of another family, or on other labels.",
+    )  # fmt: skip
+
+
+class SampledRecipe(OfflineRecipe):
+    """Offline training of a policy, whose samples are recorded as it goes."""
+
+    sample_every: int = Field(20, ge=1, title="Sample dev prompts every … steps")
+    sample_tokens: int = Field(64, ge=1, le=32768, title="New tokens at most in those samples")
+    held_out: int | None = watcher()
+
+
+class SftRecipe(SampledRecipe):
     """Supervised fine-tuning on the chosen completions (TRL)."""
 
     kind: ClassVar[str] = "sft"
@@ -130,7 +146,7 @@ class ReferenceRecipe(TrainingRecipe):
         return self
 
 
-class DpoRecipe(ReferenceRecipe, OfflineRecipe):
+class DpoRecipe(ReferenceRecipe, SampledRecipe):
     """Direct preference optimisation (TRL)."""
 
     kind: ClassVar[str] = "dpo"
@@ -151,7 +167,7 @@ class DpoRecipe(ReferenceRecipe, OfflineRecipe):
         return self
 
 
-class SimpoRecipe(OfflineRecipe):
+class SimpoRecipe(SampledRecipe):
     """SimPO: preferences by log-probability per token, with a target margin and no reference (ours)."""
 
     kind: ClassVar[str] = "simpo"
@@ -164,7 +180,7 @@ class SimpoRecipe(OfflineRecipe):
     sft_weight: float = Field(0.0, ge=0, le=100, title="Weight of an added SFT term", description="0 is the pure loss.")
 
 
-class KtoRecipe(ReferenceRecipe, OfflineRecipe):
+class KtoRecipe(ReferenceRecipe, SampledRecipe):
     """Kahneman-Tversky optimisation: completions that are good or bad by themselves, without pairs (TRL)."""
 
     kind: ClassVar[str] = "kto"
@@ -191,6 +207,14 @@ class OnlineRecipe(ReferenceRecipe):
     )
     temperature: float = Field(1.0, gt=0, le=5, title="Temperature of the rollouts")
     sample_every: int = Field(10, ge=1, title="Sample dev prompts every … steps")
+    held_out: int | None = watcher()
+    reward: int | None = None
+
+    @model_validator(mode="after")
+    def _watcher_does_not_train(self) -> "OnlineRecipe":
+        if self.held_out is not None and self.held_out == self.reward:
+            raise ValueError("the held-out reward model is the one that trains: choose another, or none")
+        return self
 
 
 class PpoRecipe(OnlineRecipe):

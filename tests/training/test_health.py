@@ -44,6 +44,14 @@ CASES: list[tuple[str, dict[str, object], dict[str, Points], str, str]] = [
     ("grpo", {}, {"unended": line(0.1, 0.7)}, "act", "come to an end"),
     ("ppo", {}, {"explained_variance": line(0, 0.02)}, "act", "explains 2% of"),
     ("ppo", {}, {"clip_fraction": line(0.1, 0.6)}, "act", "are clipped"),
+    (
+        "ppo",
+        {},
+        {"dev_reward": line(0, 3, 6), "dev_held_out": [(0, 1.0), (1, 2.0), (2, 1.5), (3, 1.0), (4, 0.5)]},
+        "act",
+        "liked step 1 best",
+    ),
+    ("dpo", {}, {"dev_repetition": line(0.05, 0.6, 4)}, "act", "repeat themselves: 60%"),
     ("rloo", {}, {"groups_without_spread": line(0.5, 0.9)}, "look", "teach nothing"),
 ]
 

@@ -9,11 +9,13 @@ import torch
 from app.training.recipes import PpoRecipe, RewardRecipe
 from tests.worker.tiny import IDS, Silent, same, write_tiny
 from worker.loading import Weights, WrongBase, encode_prompt, load_full, load_tokenizer, render_prompt
-from worker.ppo import Ppo, Rollout, sample, seeded, train
+from worker.ppo import Ppo, train
 from worker.ppo_models import LoraModels, PpoModels, load_ppo_models
+from worker.recorder import Recorder
 from worker.reward import make_classifier
 from worker.rewards import rule_bonus, score_text
 from worker.rl_prompts import RlPrompt
+from worker.rollout import Rollout, sample, seeded
 from worker.saving import save_folder
 
 QUESTIONS = ["What is the capital of France?", "Tell me the young of a cat.", "Question: the opposite of hot?"]
@@ -120,7 +122,8 @@ def test_training_raises_the_reward_and_the_policy_loads_again(
 ) -> None:
     ppo, prompts = make(models, base, iterations=12, rollouts=32, kl_coef=0.0)
     watch = Silent()
-    train(ppo, prompts, prompts[:2], tmp_path / "state", watch)
+    shown = [RlPrompt([{"role": "user", "content": q}], ids) for q, ids in zip(QUESTIONS, prompts[:2], strict=False)]
+    train(ppo, prompts, Recorder(shown, ppo.tokenizer, watch, None), tmp_path / "state", watch)
     first = sum(watch.metrics[i]["reward"] for i in (1, 2, 3))
     assert sum(watch.metrics[i]["reward"] for i in (10, 11, 12)) > first
     assert watch.samples == [0, 10, 12]
@@ -144,7 +147,7 @@ def test_cancelled_and_resumed_is_bit_equal(base: Weights, tmp_path: Path) -> No
         ppo, prompts = make(models, base)
         watch = Silent(stop_after)
         try:
-            train(ppo, prompts, [], folder, watch)
+            train(ppo, prompts, None, folder, watch)
         except KeyboardInterrupt:
             assert stop_after is not None
         return models.state(), watch
@@ -161,11 +164,11 @@ def test_a_half_written_state_is_passed_over(base: Weights, tmp_path: Path) -> N
     models = load_ppo_models(base, reward, False, 4, "float32")
     ppo, prompts = make(models, base, save_every=1)
     with pytest.raises(KeyboardInterrupt):
-        train(ppo, prompts, [], tmp_path / "s", Silent(stop_after=3))
+        train(ppo, prompts, None, tmp_path / "s", Silent(stop_after=3))
     state = tmp_path / "s" / "state-3" / "state.pt"
     state.write_bytes(state.read_bytes()[:1000])
     watch = Silent()
-    train(ppo, prompts, [], tmp_path / "s", watch)
+    train(ppo, prompts, None, tmp_path / "s", watch)
     assert watch.resumed == [2]
 
 
@@ -245,5 +248,5 @@ def test_ppo_raises_the_rule_s_reward_without_a_reward_model(base: Weights, tmp_
 
     asked = recipe(reward=None, rule_weight=1.0, is_lora=True, iterations=12, rollouts=32, kl_coef=0.0, lr=1e-2)
     watch = Silent()
-    train(Ppo(asked, 7, models, tokenizer, short), [prompt.ids], [], tmp_path / "state", watch)
+    train(Ppo(asked, 7, models, tokenizer, short), [prompt.ids], None, tmp_path / "state", watch)
     assert watch.metrics[12]["reward"] > watch.metrics[1]["reward"] + 2

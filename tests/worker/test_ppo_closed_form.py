@@ -103,7 +103,7 @@ def test_ppo_finds_the_known_optimum(tmp_path: Path) -> None:
     )  # fmt: skip
     models = TableModels()
     tokenizer = SimpleNamespace(eos_token_id=4, pad_token_id=5, decode=lambda *_, **__: "")
-    train(Ppo(recipe, 3, models, tokenizer), [[0]], [], tmp_path, Silent())
+    train(Ppo(recipe, 3, models, tokenizer), [[0]], None, tmp_path, Silent())
     assert total_variation(START) > 0.3  # there was a way to go
     assert total_variation(models.policy.table.detach()) < 0.05
 

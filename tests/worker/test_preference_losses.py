@@ -16,6 +16,7 @@ from worker.kto import fit_kto, unpair
 from worker.loading import Weights, encode_prompt, load_full, load_tokenizer, render_prompt
 from worker.preference_losses import preference_loss, simpo_loss, simpo_margins
 from worker.preferences import Preferences
+from worker.recorder import Recorder
 from worker.reference_cache import MemoryCache, weights_key
 from worker.reward import fit_reward
 from worker.reward_trainer import bradley_terry_loss
@@ -155,7 +156,8 @@ def test_rloo_raises_its_reward(base: Weights, tmp_path: Path) -> None:
         beta=0.02,
     )
     watch = Silent()
-    model, _, _ = fit_grpo(online, 3, start, prompts, prompts[:4], rule_reward(0, 3), tmp_path / "state", watch)
+    recorder = Recorder(prompts[:4], tokenizer, watch, None)
+    model, _, _ = fit_grpo(online, 3, start, prompts, recorder, rule_reward(0, 3), tmp_path / "state", watch)
     assert {"reward", "kl", "loss"} <= watch.metrics[1].keys()
     assert watch.samples[0] == 0 and watch.samples[-1] == 4
     before = load_full(start).state_dict()

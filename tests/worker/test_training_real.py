@@ -73,7 +73,7 @@ def test_reward_model_then_ppo_and_grpo(stories: Weights, safer: Preferences, tm
 
     recipe = PpoRecipe(**IDS, prompt_set=1, reward=1, iterations=2, rollouts=4, max_new_tokens=12, lr=1e-3)
     models = load_ppo_models(stories, reward, False, 4, "float32")
-    train(Ppo(recipe, 1, models, load_tokenizer(stories)), ids, ids[:2], tmp_path / "ppo", watch)
+    train(Ppo(recipe, 1, models, load_tokenizer(stories)), ids, None, tmp_path / "ppo", watch)
     assert abs(watch.metrics[1]["kl"]) < 1e-4 and watch.metrics[1]["first_ratio_error"] < 1e-4
 
     prompts = [RlPrompt(row["prompt"], one) for row, one in zip(safer.train, ids, strict=True)]
@@ -82,7 +82,7 @@ def test_reward_model_then_ppo_and_grpo(stories: Weights, safer: Preferences, tm
         max_new_tokens=12, lr=1e-3,
     )  # fmt: skip
     trained, _, _ = fit_grpo(
-        online, 1, stories, prompts, prompts[:2], model_reward(reward, "float32"), tmp_path / "grpo", watch
+        online, 1, stories, prompts, None, model_reward(reward, "float32"), tmp_path / "grpo", watch
     )
     assert not same(trained.state_dict(), load_full(stories).state_dict())
 

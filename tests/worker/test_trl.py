@@ -11,6 +11,7 @@ from tests.worker.tiny import IDS, STRICT, Silent, preferences, same, write_tiny
 from worker.dpo import fit_dpo, make_trainer
 from worker.grpo import fit_grpo, model_reward, rule_reward
 from worker.loading import Weights, encode_prompt, load_full, load_reward, load_tokenizer, render_prompt
+from worker.recorder import Recorder
 from worker.reward import fit_reward
 from worker.rl_prompts import RlPrompt
 from worker.saving import save_folder, write_model
@@ -175,7 +176,16 @@ def test_grpo_begins_at_its_reference_and_changes_the_policy(base: Weights, tmp_
         sample_every=3, save_every=4,
     )  # fmt: skip
     watch = Silent()
-    model, tokenizer, _ = fit_grpo(recipe, 3, base, prompts, prompts[:3], share_even, tmp_path / "state", watch)
+    model, tokenizer, _ = fit_grpo(
+        recipe,
+        3,
+        base,
+        prompts,
+        Recorder(prompts[:3], load_tokenizer(base), watch, None),
+        share_even,
+        tmp_path / "state",
+        watch,
+    )
     assert watch.metrics[1]["kl"] == pytest.approx(0, abs=1e-6)
     assert watch.metrics[6]["kl"] > 1e-6
     assert watch.samples == [0, 3, 6]
@@ -194,7 +204,16 @@ def test_grpo_cancelled_and_resumed_is_bit_equal(base: Weights, tmp_path: Path) 
 
     def run(folder: Path, stop_after: int | None) -> tuple[dict[str, torch.Tensor], Silent]:
         watch = Silent(stop_after)
-        model = fit_grpo(recipe, 3, base, prompts, prompts[:2], share_even, folder, watch)[0]
+        model = fit_grpo(
+            recipe,
+            3,
+            base,
+            prompts,
+            Recorder(prompts[:2], load_tokenizer(base), watch, None),
+            share_even,
+            folder,
+            watch,
+        )[0]
         return {name: tensor.clone() for name, tensor in model.state_dict().items()}, watch
 
     whole, _ = run(tmp_path / "a", None)

@@ -1,0 +1,141 @@
+"""The flight recorder: the same dev prompts sampled every few steps, read by the training reward, by cheap detectors
+and, where there is one, by a reward model that trains nothing. An audit of what training does, not a prophecy.
+
+Detectors: length; repetition, the share of 4-grams of words said before (Holtzman et al. 2020, 1904.09751, sec. 4);
+refusal, by its usual openings; strict format.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from app.prompts.strict_format import read_strict_format
+from worker.checkpoints import weights_of
+from worker.job import Job, Watch
+from worker.loading import Weights, context_of, encode_prompt, load_tokenizer, render_prompt
+from worker.rl_prompts import RlPrompt
+from worker.rollout import Rollout, end_ids_of, sample, seeded
+
+SHOWN = 4  # of the prompts go to the film strip; all of them to the curves
+MOST = 16  # dev prompts of an offline run
+_REFUSAL = re.compile(
+    r"^\W*(i['’]?m (really |very )?sorry|sorry,|i (can(no|['’])?t|cannot|won['’]?t|am (not able|unable)|must decline)"
+    r"|i['’]m (not able|unable)|as an ai|unfortunately, i)",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Told:
+    """One sampled completion."""
+
+    text: str
+    n_tokens: int
+    has_ended: bool
+
+
+def repetition(text: str) -> float:
+    """The share of the text's 4-grams of words that stood in it before; 0 for fewer than five words."""
+    words = text.split()
+    grams = [tuple(words[i : i + 4]) for i in range(len(words) - 3)]
+    return 1 - len(set(grams)) / len(grams) if len(grams) > 1 else 0.0
+
+
+def read_signs(told: Told) -> dict[str, float]:
+    """What the detectors see: length in tokens, and shares of 0 to 1."""
+    return {
+        "length": float(told.n_tokens),
+        "repetition": round(repetition(told.text), 4),
+        "refusal": float(bool(_REFUSAL.match(told.text))),
+        "format": float(read_strict_format(told.text).is_strict),
+        "ended": float(told.has_ended),
+    }
+
+
+def told_of(rollout: Rollout, tokenizer: Any, end_ids: Sequence[int]) -> list[Told]:
+    """A rollout's completions as texts."""
+    kept = [row[mask.bool()].tolist() for row, mask in zip(rollout.tokens, rollout.mask, strict=True)]
+    return [
+        Told(tokenizer.decode(ids, skip_special_tokens=True), len(ids), bool(ids) and ids[-1] in end_ids)
+        for ids in kept
+    ]
+
+
+class Recorder:
+    """Writes down what a policy says to `prompts`. `held_out` is a reward model that no part of training reads."""
+
+    def __init__(self, prompts: Sequence[RlPrompt], tokenizer: Any, watch: Watch, held_out: Weights | None) -> None:
+        from worker.llm import RewardScorer
+
+        self.prompts, self.tokenizer, self.watch = list(prompts), tokenizer, watch
+        self.scorer = RewardScorer(held_out) if held_out is not None else None
+
+    def note(self, step: int, told: Sequence[Told], rewards: Sequence[float] | None) -> None:
+        """One look: curves over all prompts, and the first few for the film strip."""
+        signs = [read_signs(one) for one in told]
+        if self.scorer is not None:
+            held_out = self.scorer.score([p.messages for p in self.prompts], [one.text for one in told])
+            for sign, value in zip(signs, held_out, strict=True):
+                sign["held_out"] = round(float(value), 4)
+        curves = {f"dev_{name}": fmean(sign[name] for sign in signs) for name in signs[0]}
+        if rewards is not None:
+            curves["dev_reward"] = fmean(rewards)
+        self.watch.metric(step, **curves)
+        rows = [
+            (
+                render_prompt(self.tokenizer, prompt.messages),
+                one.text,
+                rewards[place] if rewards else None,
+                signs[place],
+            )
+            for place, (prompt, one) in enumerate(zip(self.prompts, told, strict=True))
+        ]
+        self.watch.sampled(step, rows[:SHOWN])
+
+    def look(self, step: int, model: Any, n: int, seed: int) -> None:
+        """Samples a policy that is being trained offline, at temperature 1; its weights and random numbers stay."""
+        was_training = model.training
+        model.eval()
+        ends = end_ids_of(model, self.tokenizer)
+        ids = [prompt.ids for prompt in self.prompts]
+        rollout = sample(
+            model, ids, n, 1.0, ends, self.tokenizer.pad_token_id, seeded(seed, "dev"), self.watch.check
+        )  # fmt: skip
+        model.train(was_training)
+        self.note(step, told_of(rollout, self.tokenizer, ends), None)
+
+
+def dev_prompts(rows: Sequence[dict[str, Any]], tokenizer: Any, longest: int) -> list[RlPrompt]:
+    """The first different prompts of a snapshot's dev rows that leave room for an answer."""
+    found: dict[str, RlPrompt] = {}
+    for row in rows:
+        text = render_prompt(tokenizer, row["prompt"])
+        ids = encode_prompt(tokenizer, text)
+        if text not in found and len(ids) <= longest:
+            found[text] = RlPrompt(row["prompt"], ids)
+        if len(found) == MOST:
+            break
+    return list(found.values())
+
+
+def recorder_of(job: Job, prompts: Sequence[RlPrompt], tokenizer: Any) -> Recorder | None:
+    """The recorder of a run, with the reward model its recipe names to watch; None without a prompt to sample."""
+    if not prompts:
+        job.log("no dev prompt: nothing is sampled while this trains", "warning")
+        return None
+    held_out = job.recipe.held_out
+    if held_out is None:
+        job.log("no held-out reward model watches this run: its samples are read by cheap detectors only")
+        return Recorder(prompts, tokenizer, job, None)
+    with job.read() as session:
+        weights = weights_of(session, held_out)
+    return Recorder(prompts, tokenizer, job, weights)
+
+
+def recorder_of_rows(job: Job, rows: Sequence[dict[str, Any]], start: Weights) -> Recorder | None:
+    """The same for a run that trains on a snapshot: its dev rows' prompts."""
+    tokenizer = load_tokenizer(start)
+    room = (context_of(start) or 1 << 20) - job.recipe.sample_tokens
+    return recorder_of(job, dev_prompts(rows, tokenizer, room), tokenizer)
