@@ -36,6 +36,7 @@ from app.prompts import routes as prompts
 from app.recipes import routes as recipes
 from app.report import routes as report
 from app.review import routes as review
+from app.revising import routes as revising
 from app.runs import routes as runs
 from app.training import diff_routes as label_diffs
 from app.training import routes as training
@@ -47,7 +48,7 @@ POLICY = (
     "form-action 'self'; frame-ancestors 'none'"
 )
 SLICES = (
-    accounts, projects, home, prompts, checkpoints, pairs, constitutions, judging, review, label_diffs,
+    accounts, projects, home, prompts, checkpoints, pairs, constitutions, judging, review, revising, label_diffs,
     training, benchmarks,
     grading, report, experiments, recipes, runs,
 )  # fmt: skip

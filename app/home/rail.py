@@ -11,8 +11,8 @@ from app.training.pages import METHODS
 
 # label, path below the project, table counted, kinds of run that make the dot
 STAGES: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
-    ("Prompts", "prompts", "prompt_set", ("import_prompts",)),
-    ("Pairs", "pairs", "pair_set", ("generate", "import_pairs")),
+    ("Prompts", "prompts", "prompt_set", ("import_prompts", "red_team")),
+    ("Pairs", "pairs", "pair_set", ("generate", "import_pairs", "revise", "hand_over", "best_of")),
     ("Judge", "judge", "verdict_set", ("judge",)),
     ("Review", "review", "queue", ("audit",)),
     ("Train", "train", "snapshot", ("snapshot", *METHODS, "demo_base")),

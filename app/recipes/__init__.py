@@ -12,6 +12,7 @@ from app.judging.recipes import JudgeRecipe, NewJudgeRecipe
 from app.pairs.recipes import GenerateRecipe
 from app.prompts.recipes import ImportPairsRecipe, ImportPromptsRecipe
 from app.review.recipes import AuditRecipe
+from app.revising.recipes import BestOfRecipe, HandOverRecipe, RedTeamRecipe, ReviseRecipe
 from app.runs.recipe import Recipe
 from app.training.recipes import (
     DemoBaseRecipe,
@@ -31,6 +32,7 @@ RECIPES: dict[str, type[Recipe]] = {
     for recipe in (
         ImportPromptsRecipe, ImportPairsRecipe, ImportCheckpointRecipe, NewEndpointRecipe, DemoBaseRecipe,
         GenerateRecipe, NewJudgeRecipe, JudgeRecipe, AuditRecipe, SnapshotRecipe,
+        RedTeamRecipe, ReviseRecipe, HandOverRecipe, BestOfRecipe,
         SftRecipe, RewardRecipe, DpoRecipe, SimpoRecipe, KtoRecipe, PpoRecipe, GrpoRecipe, RlooRecipe,
         BenchmarkRecipe, GradingRecipe,
     )

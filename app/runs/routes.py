@@ -24,6 +24,7 @@ router = APIRouter()
 # Where the page of a noun's row lives; slices answer these addresses.
 PAGES = {
     "prompt_set": "prompts", "pair_set": "pairs", "verdict_set": "judge", "judge": "judge/judges", "queue": "review",
+    "revision_set": "revisions",
     "snapshot": "train/snapshots", "checkpoint": "checkpoints", "endpoint": "checkpoints/endpoints",
     "constitution": "constitutions", "grading": "grade", "arm": "checkpoints/arms", "benchmark": "benchmarks",
 }  # fmt: skip

@@ -48,6 +48,8 @@ IDS: list[tuple[str, str]] = [
         "SELECT a.id, b.id FROM constitution a JOIN constitution b USING (name) WHERE a.id < b.id",
     ),
     ("/constitutions/{}", "SELECT id FROM constitution LIMIT 1"),
+    ("/revisions/{}/{}", "SELECT set_id, id FROM revision ORDER BY id LIMIT 1"),
+    ("/revisions/{}", "SELECT id FROM revision_set LIMIT 1"),
     ("/judge/judges/{}", "SELECT id FROM judge LIMIT 1"),
     ("/judge/{}/pairs/{}", "SELECT verdict_set_id, pair_id FROM verdict ORDER BY id LIMIT 1"),
     ("/judge/{}", "SELECT id FROM verdict_set LIMIT 1"),

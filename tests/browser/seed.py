@@ -2,22 +2,28 @@
 
 import secrets
 
-from sqlmodel import Session, select
+from sqlmodel import Session, col, select
 
 from app.accounts.logins import make_account
 from app.accounts.models import Account
+from app.checkpoints.arms import find_or_make_imported_arm
 from app.checkpoints.endpoints import make_endpoint
+from app.checkpoints.models import Arm
 from app.constitutions.constitutions import PrincipleText, add_version, ensure_shipped, read_principles
 from app.constitutions.models import Constitution
-from app.db import now
+from app.db import get, now
 from app.grading.guesses import end_part
 from app.grading.items import Marks, give_grade, next_item
 from app.grading.models import GradeItem, Grading
+from app.pairs.models import Completion
 from app.projects.models import Project
 from app.projects.projects import make_project, set_role
+from app.prompts.models import Prompt
 from app.review.answers import give_answer
 from app.review.models import Queue
 from app.review.queues import claim_place
+from app.revising.decisions import decide
+from app.revising.models import Revision, RevisionSet
 
 EMPTY = "empty"
 CHOICES = ("left", "right", "left", "tie", "right", "both_bad", "left")
@@ -42,6 +48,7 @@ def seed(session: Session) -> None:
     claim_place(session, queue, owner.id)  # a pair the owner holds and has not answered
     grading = session.exec(select(Grading).where(Grading.project_id == project.id)).one()
     _grade(session, _copy(session, grading), grader, 99)
+    _revise(session, project, grader)
     _grade(session, grading, grader, 3)
 
 
@@ -53,6 +60,40 @@ def _write_constitutions(session: Session, project: Project) -> None:
     principles = read_principles(session, first.id)
     changed = [*principles[:-1], PrincipleText("plain", "Prefer the answer a newcomer understands at first reading.")]
     add_version(session, project.id, first.name, first.preface, changed)
+
+
+def _revise(session: Session, project: Project, grader: Account) -> None:
+    """A few completions with a critique and a revision, the first ones decided."""
+    constitution = session.exec(select(Constitution).where(Constitution.project_id == project.id)).first()
+    of_project = select(Completion).join(Arm, col(Arm.id) == col(Completion.arm_id)).where(Arm.project_id == project.id)
+    originals = session.exec(of_project.order_by(col(Completion.id)).limit(8)).all()
+    assert constitution is not None
+    arm = find_or_make_imported_arm(session, project.id, "revised by a script")
+    session.flush()
+    prompts = get(session, Prompt, originals[0].prompt_id).set_id
+    made = RevisionSet(
+        project_id=project.id, name="Revised answers", prompt_set_id=prompts, constitution_id=constitution.id,
+        original_arm_id=originals[0].arm_id, arm_id=arm.id, n=len(originals), settings={"reviser": "a script"},
+    )  # fmt: skip
+    session.add(made)
+    session.flush()
+    for place, one in enumerate(originals):
+        text = f"{one.text.split('.')[0]}, as far as I know. Ask again where it matters."
+        step = {"principle": "honest", "body": "It says how sure it is.", "critique": "It does not say how sure it is.",
+                "is_critique_cut": False, "revision": text}  # fmt: skip
+        revised = Completion(
+            prompt_id=one.prompt_id, arm_id=arm.id, run_id=one.run_id, sample=one.sample, text=text
+        )  # fmt: skip
+        session.add(revised)
+        session.flush()
+        row = Revision(
+            set_id=made.id, position=place, prompt_id=one.prompt_id, original_id=one.id, revised_id=revised.id,
+            steps=[step],
+        )  # fmt: skip
+        session.add(row)
+        session.flush()
+        if place < 3:
+            decide(session, made, row, grader.id, "rejected" if place == 1 else "accepted", "Said by a script.")
 
 
 def _copy(session: Session, grading: Grading) -> Grading:
