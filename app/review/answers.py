@@ -2,10 +2,8 @@
 
 The first answer is given blind and never changes: agreement reads it. What a person says after the reveal is `later`,
 which moves the override alone. An override stands where most people who answered a pair contradict the verdict; with
-an even split, the verdict stands.
+an even split, none stands and the pair waits for an adjudicator (adjudication.py).
 """
-
-from collections import Counter
 
 import sqlalchemy as sa
 from sqlmodel import Session, col, select
@@ -15,10 +13,18 @@ from app.errors import Conflict, Invalid, NotFound
 from app.judging.models import Verdict
 from app.pairs.models import Pair, PairSet
 from app.projects.access import Member
+from app.review.adjudication import Word, decide, is_split, read_words
 from app.review.models import Answer, Override, Queue
 from app.review.queues import LEASE_S
 
 SHOWN = ("left", "right", "tie", "both_bad", "skip")
+DEFAULT_WHY = {
+    "audit": "A blind answer in an audit contradicts the verdict.",
+    "repair": "An answer in a repair queue contradicts the verdict.",
+    "adjudication": "People split evenly; this is the adjudicator’s word.",
+}
+IDLE_S = 5 * 60.0  # a longer pause over one pair is no work: its time is counted up to here
+LATER_WHY = "Decided after reading what the judge said."
 
 
 def in_pair_frame(choice: str, is_swapped: bool) -> str:
@@ -52,13 +58,14 @@ def give_answer(session: Session, answer: Answer, queue: Queue, account_id: int,
     Raises Conflict when the place is another's, or was answered otherwise before.
     """
     wanted = in_pair_frame(choice, answer.is_swapped)
+    before = _lock_and_read(session, answer.pair_id)
     at = db_now(session)
     stored = session.execute(
         sa.update(Answer)
         .where(col(Answer.id) == answer.id, col(Answer.account_id) == account_id, col(Answer.first).is_(None))
         .values(
             first=wanted, note=note.strip()[:10_000], answered_at=now(),
-            seconds=at - (col(Answer.lease_until) - LEASE_S),
+            seconds=min(at - ((answer.lease_until or at) - LEASE_S), IDLE_S),
         )
     )  # fmt: skip
     session.refresh(answer)
@@ -69,7 +76,7 @@ def give_answer(session: Session, answer: Answer, queue: Queue, account_id: int,
             raise Conflict("Your first answer stands. Press U on its page to change what the label becomes.")
         return
     session.execute(sa.update(Queue).where(col(Queue.id) == queue.id).values(n_answered=Queue.n_answered + 1))
-    _settle(session, answer, queue)
+    _settle(session, answer, queue, before)
 
 
 def change_answer(session: Session, answer: Answer, queue: Queue, account_id: int, choice: str, note: str = "") -> None:
@@ -78,11 +85,12 @@ def change_answer(session: Session, answer: Answer, queue: Queue, account_id: in
         raise NotFound("This is somebody else's answer.")
     if answer.first is None:
         raise Conflict("Answer first: only what was answered can be changed.")
+    before = _lock_and_read(session, answer.pair_id)
     answer.later = in_pair_frame(choice, answer.is_swapped)
     if note.strip():
         answer.note = note.strip()[:10_000]
     session.flush()
-    _settle(session, answer, queue)
+    _settle(session, answer, queue, before)
 
 
 def is_contradiction(choice: str, outcome: str | None) -> bool:
@@ -91,62 +99,40 @@ def is_contradiction(choice: str, outcome: str | None) -> bool:
     return choice != outcome and not (choice in neither and outcome in neither)
 
 
-def _settle(session: Session, answer: Answer, queue: Queue) -> None:
+def _lock_and_read(session: Session, pair_id: int) -> list[Word]:
+    """What people say of a pair; two who answer the same pair at this moment settle it one after the other."""
+    session.exec(select(Pair.id).where(Pair.id == pair_id).with_for_update()).one()
+    return read_words(session, [pair_id]).get(pair_id, [])
+
+
+def _settle(session: Session, answer: Answer, queue: Queue, before: list[Word]) -> None:
     """Makes the pair's standing override what the people's answers ask for."""
     pair_id = answer.pair_id
-    # Two people who answer the same pair at this moment settle it one after the other.
-    session.exec(select(Pair.id).where(Pair.id == pair_id).with_for_update()).one()
-    said = _said_of(session, pair_id)
-    people = _majority([choice for _, choice in said])
+    words = read_words(session, [pair_id]).get(pair_id, [])
+    people = decide(words)
     standing = standing_override(session, pair_id)
-    if (standing.choice if standing else None) == people:
-        return
     verdict = session.exec(
         select(Verdict).where(Verdict.verdict_set_id == queue.verdict_set_id, Verdict.pair_id == pair_id)
     ).first()
     is_needed = people is not None and is_contradiction(people, verdict.outcome if verdict else None)
+    held = standing.choice if standing else None
+    wanted = people if is_needed or held == people else None  # one made over another judge's verdict stays
+    if held == wanted:
+        if is_split(before) != is_split(words):  # no override changes, but whether the pair may be trained on does
+            _move_labels_on(session, pair_id, 0)
+        return
     if standing is not None:
         standing.withdrawn_at = now()
         session.flush()
-    if is_needed and people is not None:
-        speaker = next((one for one, choice in reversed(said) if choice == people and one.id == answer.id), None)
-        speaker = speaker or next(one for one, choice in reversed(said) if choice == people)
-        assert speaker.account_id is not None
+    if wanted is not None:
+        behind = [word for word in words if word.choice == wanted]
+        speaker = next((word for word in reversed(behind) if word.is_adjudicator), None)
+        speaker = speaker or next((word for word in behind if word.answer_id == answer.id), behind[-1])
+        why = speaker.why.strip() or (LATER_WHY if answer.later else DEFAULT_WHY[queue.kind])
         session.add(Override(
-            pair_id=pair_id, choice=people, account_id=speaker.account_id, why=speaker.note, answer_id=speaker.id
+            pair_id=pair_id, choice=wanted, account_id=speaker.account_id, why=why, answer_id=speaker.answer_id
         ))  # fmt: skip
-    if is_needed or standing is not None:
-        _move_labels_on(session, pair_id, int(is_needed) - int(standing is not None))
-
-
-def _said_of(session: Session, pair_id: int) -> list[tuple[Answer, str]]:
-    """What people say of a pair now, in order; not what was withdrawn by hand after they had said it, nor skips."""
-    answers = session.exec(
-        select(Answer)
-        .where(Answer.pair_id == pair_id, col(Answer.first).is_not(None))
-        .order_by(col(Answer.answered_at))
-    ).all()
-    by_hand = session.exec(
-        select(Override).where(Override.pair_id == pair_id, col(Override.withdrawn_by_id).is_not(None))
-    ).all()
-    said = [(one, one.later or one.first or "skip") for one in answers]
-    return [
-        (one, choice)
-        for one, choice in said
-        if choice != "skip"
-        and not any(
-            gone.choice == choice and gone.withdrawn_at and one.answered_at and gone.withdrawn_at > one.answered_at
-            for gone in by_hand
-        )
-    ]
-
-
-def _majority(choices: list[str]) -> str | None:
-    """The choice that more people made than any other; None without answers or with an even split."""
-    ranked = Counter(choices).most_common(2)
-    if not ranked or (len(ranked) == 2 and ranked[0][1] == ranked[1][1]):
-        return None
-    return ranked[0][0]
+    _move_labels_on(session, pair_id, int(wanted is not None) - int(standing is not None))
 
 
 def standing_override(session: Session, pair_id: int) -> Override | None:
