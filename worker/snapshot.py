@@ -90,7 +90,7 @@ def _write(
 
 
 def _said(counts: Counter[str]) -> str:
-    left_out = ("ties", "both_bad", "unreadable", "unjudged", "held_out")
+    left_out = ("ties", "both_bad", "unreadable", "unjudged", "unsettled", "held_out")
     parts = [f"{counts[name]} {name.replace('_', ' ')}" for name in left_out if counts[name]]
     return (
         f"{counts['train']} preferences to train on and {counts['dev']} to measure on, {counts['overridden']} labels "

@@ -15,11 +15,13 @@ from app.errors import Invalid
 from app.judging.models import Judge, Verdict, VerdictSet
 from app.pairs.models import Completion, Pair
 from app.prompts.models import Prompt
+from app.review.adjudication import unsettled_pairs
 from app.review.cards import SHORTEST_REASON, failed_card, lines_that
 from app.review.models import Override
 from app.runs.recipe import Recipe, points_to
 
 TRAINED_ON = ("train", "dev")  # test and out-of-distribution prompts never reach a snapshot
+UNSETTLED = "unsettled"  # a label that is none until somebody adjudicates
 CHUNK = 2_000
 
 
@@ -62,14 +64,15 @@ class Preference:
 
 
 def standing_overrides(session: Session, pair_set_id: int) -> dict[int, str]:
-    """pair → what people say of it, where an override stands."""
+    """pair → what people say of it: their override where one stands, “unsettled” where they split evenly."""
     found = session.execute(
         sa.select(col(Override.pair_id), col(Override.choice))
         .join(Pair, col(Pair.id) == col(Override.pair_id))
         .where(col(Pair.pair_set_id) == pair_set_id, col(Override.withdrawn_at).is_(None))
         .order_by(col(Override.pair_id))
     ).all()
-    return {row.pair_id: row.choice for row in found}
+    split = dict.fromkeys(sorted(unsettled_pairs(session, pair_set_id)), UNSETTLED)
+    return split | {row.pair_id: row.choice for row in found}
 
 
 def read_preferences(
@@ -78,7 +81,8 @@ def read_preferences(
     """The preferences of a verdict set in the order of its pairs, streamed; what gives none is counted.
 
     `counts` afterwards holds: pairs, held_out (test and ood), train, dev, ties, both_bad, unreadable, unjudged,
-    overridden (labels that come from people) and flips (preferences whose two orders disagreed).
+    unsettled (people split evenly), overridden (labels that come from people) and flips (preferences whose two orders
+    disagreed).
     """
     after = (-1, 0)
     while True:
@@ -121,6 +125,9 @@ def _label(row: Any, overrides: dict[int, str], counts: Counter[str]) -> str | N
         counts["held_out"] += 1
         return None
     override = overrides.get(row.id)
+    if override == UNSETTLED:
+        counts["unsettled"] += 1
+        return None
     counts["overridden"] += override is not None
     label = override or row.outcome
     if label in {"a", "b"}:

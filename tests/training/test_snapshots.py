@@ -23,11 +23,12 @@ from app.review.models import Answer, JudgeCard, Queue
 from app.review.queues import claim_place
 from app.runs.models import Run, RunIo, RunNeed
 from app.runs.queue import launch
+from app.training.diff import diff_snapshots
 from app.training.models import Snapshot
 from app.training.recipes import PpoRecipe, RewardRecipe, SftRecipe
 from app.training.snapshots import SnapshotRecipe
 from app.training.stale import count_changed_labels, retrain, stale_rows
-from tests.review.rows import do, do_run, make_pairs, make_run, make_verdicts
+from tests.review.rows import do, do_run, make_pairs, make_person, make_run, make_verdicts
 from worker.preferences import read_preferences
 
 SPLITS = ("train", "train", "dev", "test", "train", "ood", "dev")
@@ -126,6 +127,35 @@ def test_overrides_beat_verdicts_and_are_counted(project: Project, verdicts: Ver
     with reading() as session:
         assert count_changed_labels(session, get(session, Snapshot, before.id)) == 4
         assert count_changed_labels(session, get(session, Snapshot, after.id)) == 0
+
+
+def test_pairs_on_which_people_split_evenly_are_not_trained_on(project: Project, verdicts: VerdictSet) -> None:
+    pair, before = pick(verdicts, "a"), freeze(project, verdicts)[0]
+    with transaction() as session:
+        people = [make_person(session, project, name, "grader")[0].id for name in ("one", "two", "three")]
+        queue = Queue(project_id=project.id, name="q", verdict_set_id=verdicts.id, kind="repair", n=1, overlap=3)
+        session.add(queue)
+        session.flush()
+        session.add_all(Answer(queue_id=queue.id, pair_id=pair, place=place) for place in range(3))
+
+    def say(who: int, choice: str) -> None:
+        with transaction() as session:
+            row = claim_place(session, queue, who)
+            assert row is not None
+            give_answer(session, row, queue, who, str(as_shown(choice, row.is_swapped)))
+
+    say(people[0], "a")
+    say(people[1], "b")
+    after, rows, _ = freeze(project, verdicts)
+    assert pair not in {row["pair"] for row in rows} and after.counts["unsettled"] == 1
+    assert after.counts["overridden"] == 0 and after.n_train == before.n_train - 1
+    with reading() as session:
+        assert count_changed_labels(session, get(session, Snapshot, before.id)) == 1
+        (changed,) = diff_snapshots(session, before, after).changed
+        assert (changed.pair_id, changed.before, changed.after, changed.change) == (pair, "a", "unsettled", "removed")
+    say(people[2], "b")  # a majority: settled against the verdict
+    rows = freeze(project, verdicts)[1]
+    assert next(row for row in rows if row["pair"] == pair)["chosen"][0]["content"].endswith("says b.")
 
 
 def test_only_labels_that_are_trained_on_make_stale(project: Project, verdicts: VerdictSet) -> None:
