@@ -10,11 +10,12 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import RedirectResponse, Response, StreamingResponse
 from sqlmodel import Session, SQLModel, col, select
 
-from app.db import Db, db_now, get, reading
+from app.db import MAX_ID, Db, db_now, get, reading
 from app.errors import NotFound
 from app.html import html
 from app.projects.access import Member, Researcher, Viewer
 from app.runs.curves import list_figures, read_curves
+from app.runs.lineage import HEIGHT, WIDTH, read_graph
 from app.runs.models import ENDED, LIVE, LogLine, Metric, Run, RunIo, RunNeed, Sampled, Worker
 from app.runs.queue import cancel, resume
 from app.tables import FORMATS, Column, Filter, Format, Table, respond
@@ -23,8 +24,9 @@ router = APIRouter()
 
 # Where the page of a noun's row lives; slices answer these addresses.
 PAGES = {
+    "annotation_set": "annotations",
     "prompt_set": "prompts", "pair_set": "pairs", "verdict_set": "judge", "judge": "judge/judges", "queue": "review",
-    "revision_set": "revisions",
+    "judge_card": "judge/cards", "revision_set": "revisions",
     "snapshot": "train/snapshots", "checkpoint": "checkpoints", "endpoint": "checkpoints/endpoints",
     "constitution": "constitutions", "grading": "grade", "arm": "checkpoints/arms", "benchmark": "benchmarks",
 }  # fmt: skip
@@ -110,7 +112,8 @@ def _links(session: Session, member: Member, run: Run) -> dict[bool, list[dict[s
     links: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
     for row in session.exec(select(RunIo).where(RunIo.run_id == run.id).order_by(col(RunIo.id))).all():
         table = SQLModel.metadata.tables[row.noun]
-        name = session.execute(table.select().where(table.c.id == row.ref_id)).mappings().one()["name"]
+        found = session.execute(table.select().where(table.c.id == row.ref_id)).mappings().one()
+        name = found.get("name", f"no. {row.ref_id}")
         url = f"/p/{member.project.slug}/{PAGES[row.noun]}/{row.ref_id}"
         links[row.is_output].append(
             {"noun": row.noun.replace("_", " "), "name": name, "url": url, "sha256": row.sha256}
@@ -162,6 +165,18 @@ def show_samples(request: Request, member: Viewer, session: Db, run_id: int, ste
         select(Sampled).where(Sampled.run_id == run.id, Sampled.step == chosen).order_by(col(Sampled.place))
     )
     return html(request, "runs/_samples.html", run=run, steps=steps, step=chosen, rows=rows.all())
+
+
+@router.get("/p/{project}/lineage/{noun}/{key:int}")
+def show_lineage(request: Request, member: Viewer, session: Db, noun: str, key: int) -> Response:
+    """What a row or run was made of and what was made of it, drawn."""
+    if noun not in {"run", *PAGES} or key > MAX_ID:
+        raise NotFound(f"There is no {noun[:40]} {key}.")
+    graph = read_graph(session, member.project.id, (noun, key))
+    return html(
+        request, "runs/lineage.html", title="Lineage", graph=graph, centre=graph.nodes[noun, key], pages=PAGES,
+        width=WIDTH, height=HEIGHT,
+    )  # fmt: skip
 
 
 @router.get("/p/{project}/runs/{run_id}/curves")
