@@ -19,6 +19,7 @@ from worker.job import Cancelled, Job
 KINDS = {
     "import_prompts": "worker.importing:import_prompts",
     "import_pairs": "worker.importing_pairs:import_pairs",
+    "import_annotations": "worker.importing_annotations:import_annotations",
     "import_checkpoint": "worker.importing_checkpoint:import_checkpoint",
     "new_endpoint": "worker.judge:add_endpoint",
     "new_judge": "worker.judge:add_judge",

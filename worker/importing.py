@@ -177,7 +177,7 @@ def read_facts(spool: Path) -> dict[str, Any]:
     return found
 
 
-def read_lines(spool: Path, start: int = 0) -> Iterator[dict[str, Any]]:
+def read_lines(spool: Path, start: int = 0) -> Iterator[Any]:
     """The spool's rows from a position on."""
     with spool.open(encoding="utf-8") as lines:
         for place, line in enumerate(lines):
@@ -198,7 +198,7 @@ def start_prompt_set(job: Job, wanted: str, facts: dict[str, Any], source: str) 
 def store_prompts(job: Job, spool: Path, set_id: int, total: int) -> None:
     """Stores the spool's prompts in chunks, going on after those that stand already."""
     with job.read() as session:
-        done = _count(session, set_id)
+        done = count_rows(session, col(Prompt.set_id) == set_id)
     pending: list[Prompt] = []
     for position, row in enumerate(read_lines(spool, done), done):
         row["grp"] = row.pop("group")
@@ -215,8 +215,9 @@ def _store_chunk(job: Job, rows: list[Prompt], done: int, total: int) -> None:
     job.progress(done, total, "storing prompts")
 
 
-def _count(session: Session, set_id: int) -> int:
-    return int(session.execute(sa.select(sa.func.count()).where(col(Prompt.set_id) == set_id)).scalar_one())
+def count_rows(session: Session, condition: Any) -> int:
+    """How many rows of the condition's table fit it."""
+    return int(session.execute(sa.select(sa.func.count()).where(condition)).scalar_one())
 
 
 def finish_prompt_set(session: Session, job: Job, set_id: int) -> PromptSet:

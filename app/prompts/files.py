@@ -69,14 +69,14 @@ def read_rows(path: Path, fmt: str = "auto", max_decoded: int = MAX_DECODED) -> 
     """(number, row) or BadRow for every row of a file. The number is the line where there are lines, else the row's."""
     fmt = guess_format(path) if fmt == "auto" else fmt
     if fmt == "parquet":
-        yield from _limited(_read_parquet(path), max_decoded)
+        yield from limit_rows(_read_parquet(path), max_decoded)
         return
     try:
         with _open(path) as file:
             if fmt == "json":
                 yield from _read_json(file, max_decoded)
             elif fmt == "csv":
-                yield from _limited(_read_csv(file, "\t" if ".tsv" in path.suffixes else ","), max_decoded)
+                yield from limit_rows(_read_csv(file, "\t" if ".tsv" in path.suffixes else ","), max_decoded)
             else:
                 yield from _read_lines(file, fmt, max_decoded)
     except (OSError, EOFError, zlib.error) as error:
@@ -117,7 +117,12 @@ def _open(path: Path) -> IO[bytes]:
     return cast(IO[bytes], gzip.open(path, "rb")) if is_gzip else path.open("rb")
 
 
-def _limited(rows: Rows, most: int) -> Rows:
+def row_problem(row: Any) -> str:
+    """Why a decoded row is not taken, or "" """
+    return _too_long(0).reason if _size(row) > MAX_ROW else ""
+
+
+def limit_rows(rows: Rows, most: int) -> Rows:
     """Counts the text of each row, decoded."""
     total = 0
     for row in rows:

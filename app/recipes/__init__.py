@@ -4,6 +4,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from app.annotations.recipes import ImportAnnotationsRecipe
 from app.benchmarks.recipes import BenchmarkRecipe
 from app.checkpoints.recipes import ImportCheckpointRecipe, NewEndpointRecipe
 from app.errors import Invalid
@@ -30,7 +31,8 @@ from app.training.snapshots import SnapshotRecipe
 RECIPES: dict[str, type[Recipe]] = {
     recipe.kind: recipe
     for recipe in (
-        ImportPromptsRecipe, ImportPairsRecipe, ImportCheckpointRecipe, NewEndpointRecipe, DemoBaseRecipe,
+        ImportPromptsRecipe, ImportPairsRecipe, ImportAnnotationsRecipe, ImportCheckpointRecipe, NewEndpointRecipe,
+        DemoBaseRecipe,
         GenerateRecipe, NewJudgeRecipe, JudgeRecipe, AuditRecipe, SnapshotRecipe,
         RedTeamRecipe, ReviseRecipe, HandOverRecipe, BestOfRecipe,
         SftRecipe, RewardRecipe, DpoRecipe, SimpoRecipe, KtoRecipe, PpoRecipe, GrpoRecipe, RlooRecipe,
