@@ -2,25 +2,30 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.orm import aliased
 from sqlmodel import Session, col, select
 
 from app.constitutions.constitutions import freeze
-from app.db import get
+from app.db import get, now
 from app.errors import AppError
+from app.judging.deciding import decide, still_missing
 from app.judging.judges import free_name, freeze_judge
-from app.judging.material import unjudged
+from app.judging.material import chunks, unjudged
 from app.judging.models import Call, Judge, Opinion, Verdict, VerdictSet
-from app.judging.recipes import JudgeRecipe
-from app.judging.verdicts import OpinionValue, add_up
-from app.pairs.models import PairSet
-from app.runs.models import Run
+from app.judging.protocol import FIELDS, Asked, Seat, read_protocol
+from app.judging.recipes import JudgeRecipe, members_of
+from app.judging.verdicts import OpinionValue, VerdictValue
+from app.pairs.models import Completion, Pair, PairSet
 from worker.job import Job
+from worker.ledger import add_cost
 
 ENOUGH = 20  # verdicts after which a share is worth stopping for
+SAME = "a and b are the same text: not asked"
+NO_VOTES = {"a": 0, "b": 0, "tie": 0, "null": 0}
 
 
 @dataclass(frozen=True)
@@ -33,46 +38,80 @@ class Given:
     is_truncated: bool = False
 
 
-class VerdictBook:
-    """One run's verdict set. `store` is called within the write that also holds what paid for the opinions."""
+def given(
+    seat: Seat, pair_id: int, asked: Asked, value: OpinionValue, call_id: int | None = None, is_truncated: bool = False
+) -> Given:
+    """An opinion as the answer to what was asked of this judge."""
+    value = replace(value, judge_id=seat.judge_id, sample=asked.sample, principle=asked.principle)
+    return Given(pair_id, value, call_id, is_truncated)
 
-    def __init__(self, job: Job, recipe: JudgeRecipe, judge: Judge) -> None:
-        self.job, self.recipe, self.judge = job, recipe, judge
-        self.orders = (False, True) if recipe.is_both_orders and judge.kind in {"endpoint", "checkpoint"} else (False,)
+
+class VerdictBook:
+    """One verdict set of a run. `store` is called within the write that also holds what paid for the opinions."""
+
+    def __init__(self, job: Job, recipe: JudgeRecipe, judge: Judge, *, name: str = "", is_hidden: bool = False) -> None:
+        self.job, self.recipe, self.judge, self.is_hidden = job, recipe, judge, is_hidden
+        with job.read() as session:
+            self.protocol = read_protocol(session, judge, recipe.model_dump(), recipe.constitution)
         self.n_null = self.n_truncated = self.n_opinions = 0
         with job.write() as session:
-            self.set_id = self._open(session)
+            self.set_id = self._open(session, name)
             n_forgotten = self._forget_failures(session)
         with job.read() as session:
-            self.to_do = unjudged(session, recipe.pair_set, self.set_id, recipe.limit)
+            seed = recipe.seed if recipe.draw == "random" else None
+            self.to_do = unjudged(session, recipe.pair_set, self.set_id, recipe.limit, seed)
             row = get(session, VerdictSet, self.set_id)
             self.n_done, self.n_null = row.n, row.n_null
             self.partial = self._read_partial(session)
         self.total = self.n_done + len(self.to_do)
         if n_forgotten:
             job.log(f"{n_forgotten} pairs whose calls had failed are asked again")
+        if recipe.identical == "tie":
+            self._tie_identical()
 
-    def _open(self, session: Session) -> int:
-        """The run's verdict set: found when an earlier attempt made it."""
-        row = session.exec(select(VerdictSet).where(VerdictSet.run_id == self.job.run_id)).first()
+    def _open(self, session: Session, name: str) -> int:
+        """The run's verdict set of these pairs: found when an earlier attempt made it."""
+        same = VerdictSet.run_id == self.job.run_id, VerdictSet.pair_set_id == self.recipe.pair_set
+        row = session.exec(select(VerdictSet).where(*same)).first()
         if row is not None:
             return row.id
         pairs = get(session, PairSet, self.recipe.pair_set)
-        wanted = self.recipe.name or f"{self.judge.name} on {pairs.name}"
+        wanted = name or self.recipe.name or f"{self.judge.name} on {pairs.name}"
+        is_both = any(len(seat.orders) > 1 for seat in self.protocol.seats)
         row = VerdictSet(
             project_id=self.job.project_id, name=free_name(session, VerdictSet, self.job.project_id, wanted),
             pair_set_id=pairs.id, judge_id=self.judge.id, run_id=self.job.run_id,
-            constitution_id=self.recipe.constitution,
-            protocol=self.recipe.model_dump(include={"with_reason", "temperature", "max_tokens", "seed"})
-            | {"is_both_orders": len(self.orders) > 1},
+            constitution_id=self.recipe.constitution, archived_at=now() if self.is_hidden else None,
+            protocol=self.recipe.model_dump(include=set(FIELDS)) | {"is_both_orders": is_both},
         )  # fmt: skip
         session.add(row)
         session.flush()
-        freeze_judge(session, get(session, Judge, self.judge.id))
+        judge = get(session, Judge, self.judge.id)
+        for one in (judge, *members_of(session, judge)):
+            freeze_judge(session, one)
         if self.recipe.constitution is not None:
             freeze(session, self.recipe.constitution)
-        self.job.made(session, "verdict_set", row.id)
+        if not self.is_hidden:
+            self.job.made(session, "verdict_set", row.id)
         return row.id
+
+    def _tie_identical(self) -> None:
+        """A verdict without a question for pairs whose sides are the same text."""
+        a, b = aliased(Completion), aliased(Completion)
+        value = VerdictValue("tie", SAME, votes=NO_VOTES)
+        tied: set[int] = set()
+        for ids in chunks(list(self.to_do)):
+            query = (
+                sa.select(col(Pair.id))
+                .join(a, col(a.id) == col(Pair.a_id))
+                .join(b, col(b.id) == col(Pair.b_id))
+                .where(col(Pair.id).in_(ids), col(a.text) == col(b.text))
+            )
+            with self.job.write() as session:
+                same = [key for key in session.execute(query).scalars() if key not in self.partial]
+                self._write_verdicts(session, [(key, value) for key in same])
+            tied.update(same)
+        self.to_do = [key for key in self.to_do if key not in tied]
 
     def _forget_failures(self, session: Session) -> int:
         """A call that got no answer is no reading: a resumed run asks again. Their verdicts are all unreadable."""
@@ -96,64 +135,67 @@ class VerdictBook:
         return len(pairs)
 
     def _read_partial(self, session: Session) -> dict[int, list[OpinionValue]]:
-        """Opinions of pairs that lack the other order."""
+        """Opinions of pairs that are not finished."""
         found: dict[int, list[OpinionValue]] = defaultdict(list)
         done = sa.select(col(Verdict.pair_id)).where(col(Verdict.verdict_set_id) == self.set_id)
         query = select(Opinion).where(Opinion.verdict_set_id == self.set_id, col(Opinion.pair_id).not_in(done))
         for row in session.exec(query):
-            found[row.pair_id].append(OpinionValue(row.is_swapped, row.choice, row.p_a, row.by_principle, row.reason))
+            found[row.pair_id].append(value_of(row))
         return found
 
-    def missing_orders(self, pair_id: int) -> list[bool]:
-        """The orders of a pair that have no opinion yet."""
-        have = {one.is_swapped for one in self.partial.get(pair_id, ())}
-        return [order for order in self.orders if order not in have]
+    def missing(self, seat: Seat, pair_id: int) -> list[Asked]:
+        """What is to be asked of this judge next, of a pair that has no verdict yet."""
+        return still_missing(self.protocol, seat, self.partial.get(pair_id, ()))
 
-    def store(self, session: Session, given: Sequence[Given]) -> None:
-        """Writes opinions, and the verdict of each pair that now has all its orders; counts the labels this gives."""
-        if not given:
+    def is_open(self, pair_id: int) -> bool:
+        """Whether a pair has opinions and no verdict yet."""
+        return pair_id in self.partial
+
+    def store(self, session: Session, found: Sequence[Given]) -> None:
+        """Writes opinions, and the verdict of each pair that now has all it needs; counts the labels this gives."""
+        if not found:
             return
         rows = [
             {
-                "verdict_set_id": self.set_id, "pair_id": one.pair_id, "judge_id": self.judge.id, "sample": 0,
-                "is_swapped": one.value.is_swapped, "call_id": one.call_id, "choice": one.value.choice,
-                "p_a": one.value.p_a, "by_principle": dict(one.value.by_principle), "reason": one.value.reason,
+                "verdict_set_id": self.set_id, "pair_id": one.pair_id, "judge_id": one.value.judge_id,
+                "sample": one.value.sample, "principle": one.value.principle, "is_swapped": one.value.is_swapped,
+                "call_id": one.call_id, "choice": one.value.choice, "p_a": one.value.p_a,
+                "by_principle": dict(one.value.by_principle), "reason": one.value.reason,
             }
-            for one in given
+            for one in found
         ]  # fmt: skip
         session.execute(sa.insert(Opinion), rows)
-        self.n_opinions += len(given)
-        self.n_truncated += sum(one.is_truncated for one in given)
-        for one in given:
+        self.n_opinions += len(found)
+        self.n_truncated += sum(one.is_truncated for one in found)
+        for one in found:
             self.partial.setdefault(one.pair_id, []).append(one.value)
-        self._store_verdicts(session, dict.fromkeys(one.pair_id for one in given))
+        self._store_verdicts(session, dict.fromkeys(one.pair_id for one in found))
 
     def _store_verdicts(self, session: Session, pair_ids: Iterable[int]) -> None:
-        rows: list[dict[str, Any]] = []
+        complete = [key for key in pair_ids if not any(self.missing(seat, key) for seat in self.protocol.seats)]
+        self._write_verdicts(session, [(key, decide(self.protocol, self.partial.pop(key))) for key in complete])
+
+    def _write_verdicts(self, session: Session, decided: Sequence[tuple[int, VerdictValue]]) -> None:
+        if not decided:
+            return
         counts: Counter[str] = Counter()
-        for pair_id in pair_ids:
-            if len(self.partial[pair_id]) < len(self.orders):
-                continue
-            value = add_up(sorted(self.partial.pop(pair_id), key=lambda one: one.is_swapped))
-            rows.append({"verdict_set_id": self.set_id, "pair_id": pair_id, **vars(value)})
+        for _, value in decided:
             counts[f"n_{value.outcome or 'null'}"] += 1
             counts["n_flip"] += value.is_flip
-        if rows:
-            session.execute(sa.insert(Verdict), rows)
-            self._count(session, **counts)
-            self.n_done += len(rows)
-            self.n_null += counts["n_null"]
-            self.spend(session, labels=len(rows) - counts["n_null"])
+        rows: list[dict[str, Any]] = [
+            {"verdict_set_id": self.set_id, "pair_id": pair_id, **vars(value)} for pair_id, value in decided
+        ]
+        session.execute(sa.insert(Verdict), rows)
+        self._count(session, **counts)
+        self.n_done += len(rows)
+        self.n_null += counts["n_null"]
+        if not self.is_hidden:
+            add_cost(session, self.job.run_id, labels=len(rows) - counts["n_null"])
 
     def _count(self, session: Session, **changes: int) -> None:
         values = {name: getattr(VerdictSet, name) + change for name, change in changes.items() if change}
         if values:
             session.execute(sa.update(VerdictSet).where(col(VerdictSet.id) == self.set_id).values(**values))
-
-    def spend(self, session: Session, **amounts: float) -> None:
-        """Adds to the run's cost within the same transaction as what was paid for."""
-        run = get(session, Run, self.job.run_id)
-        run.cost = {**run.cost, **{name: run.cost.get(name, 0) + value for name, value in amounts.items()}}
 
     def progress(self, note: str = "") -> None:
         """Moves the bar."""
@@ -177,3 +219,10 @@ class VerdictBook:
                 f"{self.recipe.max_truncated:.0%} this run allows: choose shorter pairs, a judge with a longer "
                 "context, more tokens for its answer, or allow a larger share."
             )
+
+
+def value_of(row: Opinion) -> OpinionValue:
+    """A stored opinion as it is added up."""
+    return OpinionValue(
+        row.is_swapped, row.choice, row.p_a, row.by_principle, row.reason, row.sample, row.principle, row.judge_id
+    )

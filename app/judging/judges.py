@@ -8,7 +8,7 @@ from app.checkpoints.models import Checkpoint, Endpoint
 from app.db import get, now
 from app.errors import Invalid, NotFound
 from app.judging.models import Judge
-from app.judging.recipes import NewJudgeRecipe
+from app.judging.recipes import NewJudgeRecipe, read_weight
 
 SENT_ALWAYS = ("temperature", "token_field")  # request fields no judge can do without
 
@@ -26,6 +26,8 @@ def make_judge(session: Session, project_id: int, recipe: NewJudgeRecipe) -> Jud
             message = f"Checkpoint {checkpoint.id} is a {checkpoint.role}; this judge needs a {wanted}."
             raise Invalid(message, {"checkpoint": [message]})
         source = checkpoint.name
+    elif kind == "panel":
+        settings, source = _panel(session, project_id, recipe)
     else:
         settings = recipe.model_dump(include={"format_weight", "answer_weight", "flip_rate"})
         if not recipe.format_weight and not recipe.answer_weight:
@@ -37,11 +39,34 @@ def make_judge(session: Session, project_id: int, recipe: NewJudgeRecipe) -> Jud
         name=free_name(session, Judge, project_id, recipe.name or f"{kind}: {source}"),
         endpoint_id=recipe.endpoint if kind == "endpoint" else None,
         checkpoint_id=recipe.checkpoint if kind in {"checkpoint", "reward"} else None,
-        settings=settings, is_oracle=kind == "rule" and recipe.answer_weight > 0,
+        settings=settings, is_oracle=_is_oracle(session, kind, recipe),
     )  # fmt: skip
     session.add(row)
     session.flush()
     return row
+
+
+def _is_oracle(session: Session, kind: str, recipe: NewJudgeRecipe) -> bool:
+    """Whether it reads gold answers: such a rule, and a panel with a member that does."""
+    if kind == "panel":
+        return any(get(session, Judge, one).is_oracle for one in recipe.members)
+    return kind == "rule" and recipe.answer_weight > 0
+
+
+def _panel(session: Session, project_id: int, recipe: NewJudgeRecipe) -> tuple[dict[str, Any], str]:
+    """A panel's settings, and its members in words."""
+    members = [_own(session, Judge, one, project_id) for one in dict.fromkeys(recipe.members)]
+    for one in members:
+        if one.kind in {"panel", "imported"}:
+            why = "is a panel itself" if one.kind == "panel" else "came with its labels"
+            raise Invalid(f"“{one.name}” {why}: it cannot sit on a panel.", {"members": [f"“{one.name}” {why}"]})
+    weights = dict(read_weight(line) for line in recipe.weights)
+    strangers = sorted(set(weights) - {one.id for one in members})
+    if strangers:
+        message = f"Judge {strangers[0]} has a weight and is no member."
+        raise Invalid(message, {"weights": [message]})
+    seats = [{"judge": one.id, "weight": weights.get(one.id, 1.0)} for one in members]
+    return {"members": seats, "rule": recipe.rule}, ", ".join(one.name for one in members)[:80]
 
 
 def _own(session: Session, kind: Any, key: int | None, project_id: int) -> Any:

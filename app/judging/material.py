@@ -1,5 +1,6 @@
 """What a judge reads: pairs with their texts, and a constitution as a guide."""
 
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,20 @@ def read_guide(session: Session, constitution_id: int | None) -> Guide:
     return guide_of(row.name, row.version, row.preface, principles)
 
 
+def read_guides(session: Session, constitution_id: int | None, keys: Sequence[str]) -> dict[str, Guide]:
+    """A guide for each question: "" is the whole constitution, a key that principle alone.
+
+    Where principles are asked one by one, the question on the whole does not ask for them again.
+    """
+    whole = read_guide(session, constitution_id)
+    if constitution_id is None or tuple(keys) == ("",):
+        return {"": whole}
+    row = get(session, Constitution, constitution_id)
+    bodies = {one.key: one.body for one in read_principles(session, row.id)}
+    guides = {key: guide_of(row.name, row.version, row.preface, [(key, bodies[key], 1.0)]) for key in keys if key}
+    return {key: Guide(guides[key].text) if key else Guide(whole.text) for key in keys}
+
+
 def read_pairs(session: Session, ids: Sequence[int]) -> list[PairRow]:
     """Pairs with their texts, in the order of `ids`."""
     a, b = aliased(Completion), aliased(Completion)
@@ -54,10 +69,18 @@ def read_pairs(session: Session, ids: Sequence[int]) -> list[PairRow]:
     return [rows[key] for key in ids]
 
 
-def unjudged(session: Session, pair_set_id: int, verdict_set_id: int | None, limit: int | None) -> list[int]:
-    """Ids of the pairs among the first `limit` that have no verdict in this set, in their order."""
+def unjudged(
+    session: Session, pair_set_id: int, verdict_set_id: int | None, limit: int | None, seed: int | None = None
+) -> list[int]:
+    """Ids of the pairs among the first `limit` that have no verdict in this set, in their order.
+
+    With a seed the `limit` pairs are drawn at random, the same ones each time.
+    """
     query = select(Pair.id).where(Pair.pair_set_id == pair_set_id).order_by(col(Pair.position), col(Pair.id))
-    ids = list(session.exec(query.limit(limit) if limit else query))
+    ids = list(session.exec(query.limit(limit) if limit and seed is None else query))
+    if limit and seed is not None and limit < len(ids):
+        places = sorted(random.Random(seed).sample(range(len(ids)), limit))
+        ids = [ids[place] for place in places]
     if verdict_set_id is None:
         return ids
     done = set(session.exec(select(Verdict.pair_id).where(Verdict.verdict_set_id == verdict_set_id)))

@@ -17,6 +17,7 @@ from app.html import FormValues, html, read_form
 from app.judging.judges import endpoint_of
 from app.judging.models import Judge, VerdictSet
 from app.judging.pages import (
+    REASONS_READ,
     judges_table,
     panel_of,
     project_row,
@@ -27,7 +28,7 @@ from app.judging.pages import (
     verdicts_table,
 )
 from app.judging.recipes import JudgeRecipe
-from app.judging.trying import forecast, trial_recipe, try_now
+from app.judging.trying import forecast, needs_worker, trial_recipe, try_now
 from app.pairs.models import PairSet
 from app.projects.access import Member, Researcher, Viewer
 from app.runs.queue import check_reference, launch
@@ -84,7 +85,7 @@ def show_verdict_set(request: Request, member: Viewer, session: Db, set_id: int)
     return respond(
         request, session, verdicts_table(row), "html", "judging/set.html", title=row.name, verdicts=row,
         judge=get(session, Judge, row.judge_id), pairs=get(session, PairSet, row.pair_set_id),
-        constitution=constitution, reasons=unreadable_reasons(session, row),
+        constitution=constitution, reasons=unreadable_reasons(session, row), n_read=min(row.n_null, REASONS_READ),
     )  # fmt: skip
 
 
@@ -161,7 +162,8 @@ def try_judge(request: Request, member: Researcher, session: Db, judge_id: int, 
     recipe = _read_recipe(session, member, {**read_form(JudgeRecipe, form), "judge": judge.id})
     if judge.kind == "imported":
         raise Invalid(f"“{judge.name}” came with its labels: it judges nothing.")
-    if judge.kind in {"checkpoint", "reward"}:
+    recipe.check(session, member.project.id)
+    if needs_worker(session, judge):
         trial = trial_recipe(session, member.project.id, judge, recipe)
         run = launch(session, trial, project_id=member.project.id, account_id=member.account.id)
         return RedirectResponse(f"/p/{member.project.slug}/runs/{run.id}", status_code=303)

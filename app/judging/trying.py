@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -13,12 +13,14 @@ from app.checkpoints.endpoints import target_of
 from app.db import get
 from app.errors import Unavailable
 from app.judging.asking import Asking
+from app.judging.deciding import decide, still_missing
 from app.judging.judges import endpoint_of, free_name
-from app.judging.material import PairRow, read_guide, read_pairs
+from app.judging.material import PairRow, read_guides, read_pairs
 from app.judging.models import Call, CallText, Judge, VerdictSet
-from app.judging.recipes import JudgeRecipe
+from app.judging.protocol import ASKED, Asked, Protocol, Seat, read_protocol
+from app.judging.recipes import JudgeRecipe, members_of
 from app.judging.rule import opine_by_rule
-from app.judging.verdicts import OpinionValue, VerdictValue, add_up
+from app.judging.verdicts import OpinionValue, VerdictValue
 from app.pairs.models import Pair, PairSet
 
 N_TRIED = 10
@@ -38,6 +40,17 @@ class TriedCall:
     cost_usd: float = 0
     tokens_in: int = 0
     tokens_out: int = 0
+    judge: str = ""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way to ask about the principles, and what it would take."""
+
+    principle_calls: str
+    overall: str
+    n_calls: int
+    usd: float | None
 
 
 @dataclass(frozen=True)
@@ -62,13 +75,17 @@ class Forecast:
     n_calibrated: int = 0  # earlier calls of this endpoint that the estimate rests on
 
 
-def asking_of(session: Session, judge: Judge, recipe: JudgeRecipe) -> Asking:
-    """An endpoint judge with a recipe's settings."""
-    target = target_of(endpoint_of(session, judge))
-    guide = read_guide(session, recipe.constitution)
-    return Asking(
-        target, guide, with_reason=recipe.with_reason, temperature=recipe.temperature, max_tokens=recipe.max_tokens
-    )
+def askings_of(session: Session, seat: Seat, recipe: JudgeRecipe) -> dict[str, Asking]:
+    """An endpoint judge with a recipe's settings, one asking for each question."""
+    target = target_of(endpoint_of(session, get(session, Judge, seat.judge_id)))
+    guides = read_guides(session, recipe.constitution, seat.principles)
+    return {
+        key: Asking(
+            target, guide, with_reason=recipe.with_reason, temperature=recipe.temperature,
+            max_tokens=recipe.max_tokens, is_by_log_probs=recipe.label == "log_probs",
+        )
+        for key, guide in guides.items()
+    }  # fmt: skip
 
 
 def sample_pairs(session: Session, pair_set_id: int, n: int, limit: int | None = None) -> list[PairRow]:
@@ -80,79 +97,117 @@ def sample_pairs(session: Session, pair_set_id: int, n: int, limit: int | None =
     return read_pairs(session, list(session.exec(query.order_by(col(Pair.position)))))
 
 
-def orders_of(judge: Judge, recipe: JudgeRecipe) -> tuple[bool, ...]:
-    """The orders a judge of this kind is asked in."""
-    return (False, True) if recipe.is_both_orders and judge.kind in {"endpoint", "checkpoint"} else (False,)
-
-
 def try_now(session: Session, judge: Judge, recipe: JudgeRecipe) -> tuple[list[TriedPair], str]:
-    """Ten pairs judged in this process, by a rule or an endpoint, and how they were asked."""
-    if judge.kind == "rule":
-        return try_by_rule(session, judge, recipe), "by the rule: nothing is sent anywhere"
-    asking = asking_of(session, judge, recipe)
+    """Ten pairs judged in this process, by rules and endpoints, and how they were asked."""
+    protocol = read_protocol(session, judge, recipe.model_dump(), recipe.constitution)
+    askings = {seat: askings_of(session, seat, recipe) for seat in protocol.seats if seat.kind == "endpoint"}
+    rules = {seat: get(session, Judge, seat.judge_id).settings for seat in protocol.seats if seat.kind == "rule"}
     pairs = sample_pairs(session, recipe.pair_set, N_TRIED)
-    orders = orders_of(judge, recipe)
     session.rollback()  # nothing was written: a slow server must not hold the database's write lock
-    return try_by_endpoint(asking, pairs, orders), asking.mode
-
-
-def try_by_rule(session: Session, judge: Judge, recipe: JudgeRecipe) -> list[TriedPair]:
-    """The rule on ten pairs."""
-    tried = []
-    for pair in sample_pairs(session, recipe.pair_set, N_TRIED):
-        opinion = opine_by_rule(pair, judge.settings, recipe.seed)
-        tried.append(TriedPair(pair, [TriedCall(opinion)], add_up([opinion])))
-    return tried
-
-
-def try_by_endpoint(asking: Asking, pairs: Sequence[PairRow], orders: Sequence[bool]) -> list[TriedPair]:
-    """Asks the endpoint now, within a bounded time. Holds no session: a slow server must block nobody's writes."""
-    units = [(pair, order, *asking.request(pair.text, order)) for pair in pairs for order in orders]
-    bodies = [body for *_, body in units]
-    calls = ask_each(asking.target, bodies, concurrency=10, max_tries=2, timeout_s=TRY_S)
-
-    async def bounded() -> list[ChatAnswer]:
-        return await asyncio.wait_for(calls, ALL_S)
-
+    calls: dict[int, list[TriedCall]] = {pair.id: [] for pair in pairs}
+    for seat, settings in rules.items():
+        for pair in pairs:
+            value = replace(opine_by_rule(pair, settings, recipe.seed), judge_id=seat.judge_id)
+            calls[pair.id].append(TriedCall(value, judge=seat.name))
     try:
-        answers = asyncio.run(bounded())
+        asyncio.run(asyncio.wait_for(_ask_all(protocol, askings, pairs, calls), ALL_S))
     except TimeoutError as error:
-        raise Unavailable(f"The endpoint did not answer {len(units)} calls within {ALL_S:.0f} s.") from error
-    tried: dict[int, list[TriedCall]] = {}
-    for (pair, order, known, body), answer in zip(units, answers, strict=True):
-        opinion = asking.read(answer.text, known.nonce, order, answer.stop_reason)
-        if answer.failure:
-            opinion = OpinionValue(order, None, reason=f"no answer after {answer.tries} tries: {answer.failure}")
-        tried.setdefault(pair.id, []).append(
-            TriedCall(opinion, body["messages"], answer.text, answer.cost_usd, answer.tokens_in, answer.tokens_out)
-        )
-    return [TriedPair(pair, tried[pair.id], add_up([call.opinion for call in tried[pair.id]])) for pair in pairs]
+        raise Unavailable(f"The endpoint did not answer for {len(pairs)} pairs within {ALL_S:.0f} s.") from error
+    tried = [
+        TriedPair(pair, calls[pair.id], decide(protocol, [one.opinion for one in calls[pair.id]])) for pair in pairs
+    ]
+    modes = {asking.mode for one in askings.values() for asking in one.values()}
+    return tried, "; ".join(sorted(modes)) or "by the rule: nothing is sent anywhere"
+
+
+async def _ask_all(
+    protocol: Protocol, askings: dict[Seat, dict[str, Asking]], pairs: Sequence[PairRow],
+    calls: dict[int, list[TriedCall]],
+) -> None:  # fmt: skip
+    """Asks the endpoints, wave by wave, until each has said what it has to. Holds no session."""
+    for seat, mine in askings.items():
+        while True:
+            wanted = [
+                (pair, asked) for pair in pairs
+                for asked in still_missing(protocol, seat, [one.opinion for one in calls[pair.id]])
+            ]  # fmt: skip
+            if not wanted:
+                break
+            sent = [mine[asked.principle].request(pair.text, asked.is_swapped) for pair, asked in wanted]
+            target = mine[wanted[0][1].principle].target
+            answers = await ask_each(target, [body for _, body in sent], concurrency=10, max_tries=2, timeout_s=TRY_S)
+            for (pair, asked), (known, body), answer in zip(wanted, sent, answers, strict=True):
+                value = _read_tried(mine[asked.principle], asked, known.nonce, answer)
+                value = replace(value, judge_id=seat.judge_id, sample=asked.sample, principle=asked.principle)
+                calls[pair.id].append(
+                    TriedCall(value, body["messages"], answer.text, answer.cost_usd, answer.tokens_in,
+                              answer.tokens_out, seat.name)
+                )  # fmt: skip
+
+
+def _read_tried(asking: Asking, asked: Asked, nonce: str, answer: ChatAnswer) -> OpinionValue:
+    if answer.failure:
+        reason = f"no answer after {answer.tries} tries: {answer.failure}"
+        return OpinionValue(asked.is_swapped, None, reason=reason)
+    request = {"nonce": nonce, "stop_reason": answer.stop_reason, **asking.kept(answer)}
+    return asking.read(answer.text, request, asked.is_swapped)
+
+
+def needs_worker(session: Session, judge: Judge) -> bool:
+    """Whether trying a judge loads a local model, which only a worker does."""
+    return any(one.kind in {"checkpoint", "reward"} for one in members_of(session, judge))
 
 
 def forecast(session: Session, project_id: int, judge: Judge, recipe: JudgeRecipe) -> Forecast:
-    """Calls, tokens and money of a launch, from the real prompts of a sample of the pairs."""
+    """Calls, tokens and money of a launch at most, from the real prompts of a sample of the pairs."""
     n_pairs = min(get(session, PairSet, recipe.pair_set).n, recipe.limit or 2**62)
-    orders = orders_of(judge, recipe)
-    if judge.kind != "endpoint":
-        return Forecast(n_pairs, n_pairs * len(orders))
-    asking = asking_of(session, judge, recipe)
+    protocol = read_protocol(session, judge, recipe.model_dump(), recipe.constitution)
+    total = Forecast(n_pairs, 0)
+    for seat in protocol.seats:
+        one = _forecast_seat(session, project_id, seat, recipe, n_pairs)
+        usd = one.usd if total.usd is None else total.usd + (one.usd or 0)
+        total = Forecast(
+            n_pairs, total.n_calls + one.n_calls, total.n_known + one.n_known, total.tokens_in + one.tokens_in,
+            total.tokens_out + one.tokens_out, usd, max(total.n_calibrated, one.n_calibrated),
+        )  # fmt: skip
+    return total
+
+
+def _forecast_seat(session: Session, project_id: int, seat: Seat, recipe: JudgeRecipe, n_pairs: int) -> Forecast:
+    n_each = len(seat.orders) * len(seat.principles) * seat.n_votes
+    if seat.kind != "endpoint":
+        return Forecast(n_pairs, n_pairs * n_each)
+    askings = askings_of(session, seat, recipe)
     pairs = sample_pairs(session, recipe.pair_set, N_SAMPLED, recipe.limit)
-    units = [(pair, order) for pair in pairs for order in orders]
+    units = [(pair, order, asking) for pair in pairs for order in seat.orders for asking in askings.values()]
     if not units:
         return Forecast(n_pairs, 0, usd=0.0)
-    keys = {asking.sha256(pair.text, order) for pair, order in units}
+    keys = {asking.sha256(pair.text, order) for pair, order, asking in units}
     known = session.exec(
         select(sa.func.count()).select_from(Call)
-        .where(Call.project_id == project_id, Call.sample == 0, Call.state == "answered",
+        .where(Call.project_id == project_id, Call.sample < seat.n_votes, Call.state == "answered",
                col(Call.request_sha256).in_(keys))
     ).one()  # fmt: skip
-    n_all = n_pairs * len(orders)
-    n_known = round(n_all * known / len(keys))
-    chars = sum(_chars(asking.request(pair.text, order)[1]["messages"]) for pair, order in units) / len(units)
+    n_all = n_pairs * n_each
+    n_known = round(n_all * known / (len(keys) * seat.n_votes))
+    chars = sum(_chars(one.request(pair.text, order)[1]["messages"]) for pair, order, one in units) / len(units)
+    asking = next(iter(askings.values()))
     n_earlier, per_token, out = _calibrate(session, project_id, asking, recipe)
     tokens_in, tokens_out = (round((n_all - n_known) * each) for each in (chars / per_token, out))
     return Forecast(n_pairs, n_all - n_known, n_known, tokens_in, tokens_out,
                     asking.target.cost_usd(tokens_in, tokens_out), n_earlier)  # fmt: skip
+
+
+def compare_choices(session: Session, project_id: int, judge: Judge, recipe: JudgeRecipe) -> list[Choice]:
+    """What each way to ask about the principles would cost: jointly, and one by one."""
+    if recipe.constitution is None or not any(one.kind in ASKED for one in members_of(session, judge)):
+        return []
+    found = []
+    for calls, overall in (("joint", "holistic"), ("separate", "weighted"), ("separate", "holistic")):
+        other = recipe.model_copy(update={"principle_calls": calls, "overall": overall})
+        price = forecast(session, project_id, judge, other)
+        found.append(Choice(calls, overall, price.n_calls, price.usd))
+    return found
 
 
 def _chars(messages: Sequence[Mapping[str, Any]]) -> int:

@@ -4,8 +4,11 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from app.judging.prompt import TIE
+
+P_OF = {"a": 1.0, "tie": 0.5, "b": 0.0}  # a label as a probability that a is better
 
 
 @dataclass(frozen=True)
@@ -17,6 +20,9 @@ class OpinionValue:
     p_a: float | None = None
     by_principle: Mapping[str, str] = field(default_factory=dict)
     reason: str = ""
+    sample: int = 0  # which vote
+    principle: str = ""  # its key, where each principle has a call of its own
+    judge_id: int = 0
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,8 @@ class VerdictValue:
     p_a: float | None = None
     is_flip: bool = False
     need: float = 0
+    by_principle: dict[str, str] = field(default_factory=dict)
+    votes: dict[str, Any] = field(default_factory=dict)
 
 
 def in_pair_frame(letter: str | None, is_swapped: bool) -> str | None:
@@ -37,8 +45,11 @@ def in_pair_frame(letter: str | None, is_swapped: bool) -> str | None:
     return {"A": "b", "B": "a"}[letter] if is_swapped else letter.lower()
 
 
-def add_up(opinions: Sequence[OpinionValue]) -> VerdictValue:
-    """The verdict of one pair. Orders that disagree are a tie and a flip; one unreadable order leaves none."""
+def add_up(opinions: Sequence[OpinionValue], is_soft: bool = False) -> VerdictValue:
+    """The verdict of one pair. Orders that disagree are a flip; one unreadable order leaves none.
+
+    A flip is a tie; with `is_soft` it is the side that the mean of both orders points to, with that mean as p(a).
+    """
     for one in opinions:
         if one.choice is None:
             where = "with the sides swapped: " if one.is_swapped else ""
@@ -48,7 +59,10 @@ def add_up(opinions: Sequence[OpinionValue]) -> VerdictValue:
     p_a = sum(known) / len(known) if len(known) == len(opinions) else None
     if len(choices) > 1:
         said = " and ".join(f"{one.choice} {'swapped' if one.is_swapped else 'as given'}" for one in opinions)
-        return VerdictValue("tie", f"the orders disagree: {said}", p_a, True, 0.9)
+        if is_soft:
+            p_a = p_a if p_a is not None else sum(P_OF[str(one.choice)] for one in opinions) / len(opinions)
+        label = choose(p_a) if is_soft and p_a is not None else "tie"
+        return VerdictValue(label, f"the orders disagree: {said}", p_a, True, 0.9)
     (outcome,) = choices
     reason = next((one.reason for one in opinions if one.reason), "")
     return VerdictValue(outcome, reason, p_a, False, _need(outcome, p_a, opinions))
