@@ -15,7 +15,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from app.stats.intervals import Interval, cluster_codes, rate_of
+from app.stats.intervals import Floats, Interval, cluster_codes, rate_of
+from app.stats.resampling import interval_of_sums
 
 Labels = Sequence[Hashable | None]
 Level = Literal["nominal", "ordinal", "interval"]
@@ -118,12 +119,8 @@ def krippendorff_alpha(ratings: Sequence[Labels], level: Level = "nominal") -> f
     counts = counts[counts.sum(axis=1) >= 2]
     if len(counts) == 0:
         return None
-    weights = 1.0 / (counts.sum(axis=1) - 1)
-    coincidence = (counts * weights[:, None]).T @ counts - np.diag((counts * weights[:, None]).sum(axis=0))
-    margin = coincidence.sum(axis=1)
-    distance = _distances(margin, values, level)
-    expected = float((np.outer(margin, margin) * distance).sum()) / (margin.sum() - 1)
-    return None if expected == 0 else 1 - float((coincidence * distance).sum()) / expected
+    value = _alpha_of(_coincidences(counts).sum(axis=0), values, level)
+    return None if np.isnan(value) else value
 
 
 def bootstrap_interval(
@@ -169,10 +166,10 @@ def cohen_kappa_interval(
     cells = np.array([place[a[i]] * len(names) + place[b[i]] for i in kept], dtype=np.intp)
     groups = np.asarray(clusters)[kept]
 
-    def kappa(items: Codes) -> float | None:
-        return _kappa_of_table(np.bincount(cells[items], minlength=len(names) ** 2).reshape(len(names), len(names)))
-
-    found = bootstrap_interval(kappa, groups, n_resamples, seed)
+    codes, k = cluster_codes(groups)
+    size = len(names) ** 2
+    by_prompt = np.bincount(codes * size + cells, minlength=k * size).reshape(k, size).astype(np.float64)
+    found = interval_of_sums(by_prompt, _kappas, len(kept), n_resamples, seed)
     if found is None or found.low is not None or found.value < 1:
         return found
     agreed = rate_of(np.ones(len(kept)), groups)
@@ -193,16 +190,53 @@ def krippendorff_alpha_interval(
 ) -> Interval | None:
     """Krippendorff's alpha with an interval over prompts; None if undefined. n counts items, also those rated once."""
 
-    def alpha(items: Codes) -> float | None:
-        return krippendorff_alpha([[row[i] for i in items] for row in ratings], level)
+    counts, values = _counts_by_item(ratings, level)
+    kept = counts.sum(axis=1) >= 2
+    groups, n = np.asarray(clusters), len(counts)
+    if not kept.any():
+        return None
+    codes, k = cluster_codes(groups[kept])
+    by_prompt = np.zeros((k, len(values) ** 2))
+    np.add.at(by_prompt, codes, _coincidences(counts[kept]).reshape(len(codes), -1))
 
-    return bootstrap_interval(alpha, clusters, n_resamples, seed)
+    def alphas(sums: Floats) -> Floats:
+        return np.array([_alpha_of(row.reshape(len(values), -1), values, level) for row in sums])
+
+    found = interval_of_sums(by_prompt, alphas, n, n_resamples, seed)
+    return found and Interval(found.value, found.low, found.high, n, cluster_codes(groups)[1])
 
 
 def _both(a: Labels, b: Labels) -> list[int]:
     if len(a) != len(b):
         raise ValueError(f"lengths differ: {len(a)} and {len(b)}")
     return [i for i in range(len(a)) if a[i] is not None and b[i] is not None]
+
+
+def _kappas(tables: Floats) -> Floats:
+    """Kappa of each row, a flattened table; NaN where chance agreement is 1 or nothing was rated."""
+    size = round(tables.shape[1] ** 0.5)
+    square = tables.reshape(-1, size, size)
+    n = square.sum(axis=(1, 2))
+    seen = np.trace(square, axis1=1, axis2=2) / n
+    chance = (square.sum(axis=1) * square.sum(axis=2)).sum(axis=1) / n**2
+    return np.where(chance < 1 - 1e-12, (seen - chance) / (1 - chance), np.nan)
+
+
+def _coincidences(counts: Floats) -> Floats:
+    """Krippendorff's coincidences of each item, shape (items, values, values), from items rated at least twice."""
+    pairs = counts[:, :, None] * counts[:, None, :]
+    pairs -= counts[:, :, None] * np.eye(counts.shape[1])
+    return np.asarray(pairs / (counts.sum(axis=1) - 1)[:, None, None])
+
+
+def _alpha_of(coincidence: Floats, values: list[Hashable], level: Level) -> float:
+    """Alpha of a table of coincidences; NaN if undefined."""
+    margin = coincidence.sum(axis=1)
+    if margin.sum() <= 1:
+        return np.nan
+    distance = _distances(margin, values, level)
+    expected = float((np.outer(margin, margin) * distance).sum()) / (margin.sum() - 1)
+    return np.nan if expected <= 0 else 1 - float((coincidence * distance).sum()) / expected
 
 
 def _kappa_of_table(table: NDArray[np.intp]) -> float | None:
