@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import islice
 from typing import Any, Literal
 from urllib.parse import urlencode
 
@@ -21,6 +22,7 @@ from app.html import html
 
 PAGE = 50
 CHUNK = 1000
+BATCH = 200  # rows sent at once: each sending costs a change of threads
 Format = Literal["html", "json", "csv", "jsonl"]
 FORMATS = ("json", "csv", "jsonl")
 
@@ -43,7 +45,8 @@ class Filter:
     """One filter in the URL: equality on an expression, with the choices a page offers ("" = all).
 
     What `cast` turns into None asks for NULL. `order` leads the order of a filtered table where no sort was asked for:
-    the column that an index holds beside the filter's, so that a filter which few rows pass walks no others.
+    the column that an index holds beside the filter's, so that a filter which few rows pass walks no others. `where`
+    holds for every row of the table; it is said with the filter because that index begins with it.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Filter:
     choices: tuple[str, ...] = ()
     cast: Callable[[str], Any] = str
     order: Any = None
+    where: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ class Table:
     where: list[Any] = field(default_factory=list)
     filters: list[Filter] = field(default_factory=list)
     is_newest_first: bool = True
+    order: Any = None  # leads the order where no sort was asked for
 
 
 @dataclass
@@ -137,11 +142,13 @@ def _filtered(request: Request, table: Table) -> tuple[sa.Select[Any], list[tupl
         text = request.query_params.get(one.name, "")
         if text:
             try:
-                query = query.where(one.expression == one.cast(text))
+                query = query.where(one.expression == one.cast(text), *one.where)
             except ValueError as error:
                 raise Invalid(f"{one.name}={text!r} is no value to filter by.") from error
             if one.order is not None and not asked and not order:
                 order.append((one.order, table.is_newest_first))
+    if table.order is not None and not asked and not order:
+        order.append((table.order, table.is_newest_first))
     if asked:
         wanted = [column for column in table.columns if column.name == asked.lstrip("-") and column.is_sortable]
         if not wanted:
@@ -157,40 +164,53 @@ def _fetch(
     """A keyset page: rows after the cursor, and the cursor of the next page. NULLs of a sort column come last."""
     sort = order[0][0] if len(order) == 2 else None
     key, is_down = order[-1]
-    value, last = _read_cursor(after, sort.type.python_type if sort is not None else None) if after else (None, None)
-    found: list[dict[str, Any]] = []
     if sort is not None:
         query = query.add_columns(sort.label("_sort"))
-        if last is None or value is not None:  # a range of (sort, key), which an index on both walks in order
-            known = query.where(sort.is_not(None))
-            if last is not None:
-                known = known.where(
-                    _beyond(sa.tuple_(sort, key), sa.tuple_(sa.literal(value, sort.type), last), is_down)
-                )
-            known = known.order_by(sort.desc() if is_down else sort.asc(), key.desc() if is_down else key.asc())
-            found = _read(session, known.limit(n + 1))
-            last = None
-        query = query.where(sort.is_(None))
-    if len(found) <= n and (sort is None or _is_nullable(sort)):
-        rest = query if last is None else query.where(_beyond(key, last, is_down))
-        found += _read(session, rest.order_by(key.desc() if is_down else key.asc()).limit(n + 1 - len(found)))
-    if len(found) <= n:
-        return found, None
-    return found[:n], _write_cursor(found[n - 1].get("_sort"), found[n - 1]["_key"])
+    cursor = _read_cursor(after, sort.type.python_type if sort is not None else None) if after else None
+    found: list[dict[str, Any]] = []
+    for part in _parts(sort, key, is_down, cursor):
+        by_sort = [] if sort is None else [_along(sort, is_down)]
+        rows = session.execute(query.where(*part).order_by(*by_sort, _along(key, is_down)).limit(n + 1 - len(found)))
+        found += [dict(row._mapping) for row in rows]
+        if len(found) > n:
+            return found[:n], _write_cursor(found[n - 1].get("_sort"), found[n - 1]["_key"])
+    return found, None
 
 
-def _beyond(key: Any, last: Any, is_down: bool) -> Any:
-    return key < last if is_down else key > last
+def _parts(sort: Any, key: Any, is_down: bool, cursor: tuple[Any, int] | None) -> Iterator[list[Any]]:
+    """Conditions of the parts of what follows the cursor, in their order; an index walks each from where it begins.
+
+    One condition with OR or a comparison of rows would be read from the front of the index, page after page.
+    """
+    if cursor is not None and (sort is None or cursor[0] is None):
+        yield [*([] if sort is None else [sort.is_(None)]), _beyond(key, cursor[1], is_down)]
+        return
+    if cursor is not None:
+        yield [sort == cursor[0], _beyond(key, cursor[1], is_down)]
+    if sort is None:
+        yield []
+        return
+    is_nullable = _is_nullable(sort)
+    yield [
+        *([sort.is_not(None)] if is_nullable else []),
+        *([] if cursor is None else [_beyond(sort, cursor[0], is_down)]),
+    ]
+    if is_nullable:
+        yield [sort.is_(None)]
+
+
+def _along(column: Any, is_down: bool) -> Any:
+    return column.desc() if is_down else column.asc()
+
+
+def _beyond(column: Any, last: Any, is_down: bool) -> Any:
+    return column < last if is_down else column > last
 
 
 def _is_nullable(expression: Any) -> bool:
     """Whether rows without a value may come after those with one; computed expressions may have some."""
     column = getattr(expression, "expression", expression)
     return bool(getattr(column, "nullable", True))
-
-
-def _read(session: Session, query: sa.Select[Any]) -> list[dict[str, Any]]:
-    return [dict(row._mapping) for row in session.execute(query)]
 
 
 def _write_cursor(value: Any, key: int) -> str:
@@ -232,16 +252,16 @@ def _plain(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _json_lines(rows: Iterator[dict[str, Any]]) -> Iterator[str]:
-    for row in rows:
-        yield json.dumps(row, ensure_ascii=False) + "\n"
+    while some := list(islice(rows, BATCH)):
+        yield "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in some)
 
 
 def _csv_lines(names: list[str], rows: Iterator[dict[str, Any]]) -> Iterator[str]:
     buffer = io.StringIO()
     writer = csv.writer(buffer)
     writer.writerow(names)
-    for row in rows:
-        writer.writerow([_cell(row[name]) for name in names])
+    while some := list(islice(rows, BATCH)):
+        writer.writerows([_cell(row[name]) for name in names] for row in some)
         yield buffer.getvalue()
         buffer.seek(0)
         buffer.truncate()

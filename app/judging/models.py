@@ -114,10 +114,10 @@ class Verdict(Row, table=True):
         sa.CheckConstraint("outcome IS NOT NULL OR reason <> ''", name="outcome_or_reason"),
         # Lists are filtered by outcome and flip and sorted by need or p_a: each index ends with what the others ask
         # for, so that a filter which few rows pass is tested within the index.
-        sa.Index("ix_verdict_need", "verdict_set_id", "need", "id", "outcome", "is_flip"),
-        sa.Index("ix_verdict_p_a", "verdict_set_id", "p_a", "id", "outcome", "is_flip"),
-        sa.Index("ix_verdict_outcome", "verdict_set_id", "outcome", "id", "is_flip"),
-        sa.Index("ix_verdict_flip", "verdict_set_id", "is_flip", "id", "outcome"),
+        sa.Index("ix_verdict_need", "verdict_set_id", "need", "pair_id", "outcome", "is_flip"),
+        sa.Index("ix_verdict_p_a", "verdict_set_id", "p_a", "pair_id", "outcome", "is_flip"),
+        sa.Index("ix_verdict_outcome", "verdict_set_id", "outcome", "pair_id", "is_flip"),
+        sa.Index("ix_verdict_flip", "verdict_set_id", "is_flip", "pair_id", "outcome"),
     )
     verdict_set_id: int = ref("verdict_set.id", index=False)
     pair_id: int = ref("pair.id")

@@ -19,6 +19,7 @@ from app.runs.models import Run
 from app.tables import Column, Filter, Table
 
 OUTCOMES = ("a", "b", "tie", "unreadable")
+REASONS_READ = 500
 
 
 def verdict_sets_table(member: Member) -> Table:
@@ -97,22 +98,22 @@ def verdicts_table(verdict_set: VerdictSet) -> Table:
         Filter("flip", Verdict.is_flip, "Flip", ("yes", "no"), cast=_as_bool),
     ]
     where = [Verdict.verdict_set_id == verdict_set.id]
-    return Table(f"verdicts-{verdict_set.id}", columns, source, Verdict.id, where, filters, is_newest_first=False)
+    return Table(f"verdicts-{verdict_set.id}", columns, source, Verdict.pair_id, where, filters, is_newest_first=False)
 
 
 def unreadable_reasons(session: Session, verdict_set: VerdictSet) -> list[tuple[str, int]]:
-    """Why verdicts are unreadable, the commonest first."""
+    """Why verdicts are unreadable, the commonest first; of a large set, the first REASONS_READ of them."""
     if not verdict_set.n_null:
         return []
     n = sa.func.count()
-    reason = sa.func.substr(Verdict.reason, 1, 120)
-    query = (
-        sa.select(reason, n)
+    some = (
+        sa.select(sa.func.substr(Verdict.reason, 1, 120).label("reason"))
         .where(col(Verdict.verdict_set_id) == verdict_set.id, col(Verdict.outcome).is_(None))
-        .group_by(reason)
-        .order_by(n.desc())
-        .limit(8)
+        .order_by(col(Verdict.pair_id))
+        .limit(REASONS_READ)
+        .subquery()
     )
+    query = sa.select(some.c.reason, n).group_by(some.c.reason).order_by(n.desc()).limit(8)
     return [(str(text), int(count)) for text, count in session.execute(query)]
 
 

@@ -63,9 +63,10 @@ def pairs_table(row: PairSet) -> Table:
     source = sa.join(Pair, Prompt, col(Prompt.id) == col(Pair.prompt_id))
     source = source.join(a, col(a.id) == col(Pair.a_id)).join(b, col(b.id) == col(Pair.b_id))
     source = source.join(arm_a, col(arm_a.id) == col(a.arm_id)).join(arm_b, col(arm_b.id) == col(b.arm_id))
+    by_prompt: dict[str, Any] = {"order": Prompt.position, "where": (Prompt.set_id == row.prompt_set_id,)}
     filters = [
-        Filter("split", Prompt.split, "Split", SPLITS, order=Prompt.position),
-        Filter("category", Prompt.category, "Category", order=Prompt.position),
+        Filter("split", Prompt.split, "Split", SPLITS, **by_prompt),
+        Filter("category", Prompt.category, "Category", **by_prompt),
     ]
     return Table("pairs", columns, source, Pair.position, [Pair.pair_set_id == row.id], filters, is_newest_first=False)
 
@@ -87,12 +88,18 @@ def completions_table(member: Member) -> Table:
         Column("run_id", Completion.run_id, "Run", "number", lambda row: f"{root}/runs/{row['run_id']}"),
     ]  # fmt: skip
     filters = [
-        Filter("arm", Completion.arm_id, "Arm's number", cast=int), Filter("run", Completion.run_id, "Run", cast=int),
-        Filter("ended", Completion.stop_reason, "Ended by", STOP_REASONS),
+        Filter("arm", Completion.arm_id, "Arm's number", cast=int, order=Completion.prompt_id),
+        Filter("run", Completion.run_id, "Run", cast=int),
+        Filter("ended", Completion.stop_reason, "Ended by", STOP_REASONS, order=Completion.id),
     ]  # fmt: skip
     source = sa.join(Completion, Arm, col(Arm.id) == col(Completion.arm_id))
-    where = [Arm.project_id == member.project.id, col(Completion.run_id).not_in(probing_runs(member))]
-    return Table("completions", columns, source, Completion.id, where, filters)
+    where = [col(Completion.run_id).in_(_writing_runs(member))]
+    return Table("completions", columns, source, Completion.id, where, filters, order=Completion.run_id)
+
+
+def _writing_runs(member: Member) -> Any:
+    """The project's runs that write completions to be looked at."""
+    return sa.select(col(Run.id)).where(col(Run.project_id) == member.project.id, col(Run.kind) != "card")
 
 
 def probing_runs(member: Member) -> Any:

@@ -338,10 +338,10 @@ def add_reference(table: str, column: str, target: str) -> None:
 def index_for_a_million() -> None:
     """What the pages' filters and orders need once a set is large."""
     op.drop_index("ix_verdict_need", "verdict")
-    op.create_index("ix_verdict_need", "verdict", ["verdict_set_id", "need", "id", "outcome", "is_flip"])
-    op.create_index("ix_verdict_p_a", "verdict", ["verdict_set_id", "p_a", "id", "outcome", "is_flip"])
-    op.create_index("ix_verdict_outcome", "verdict", ["verdict_set_id", "outcome", "id", "is_flip"])
-    op.create_index("ix_verdict_flip", "verdict", ["verdict_set_id", "is_flip", "id", "outcome"])
+    op.create_index("ix_verdict_need", "verdict", ["verdict_set_id", "need", "pair_id", "outcome", "is_flip"])
+    op.create_index("ix_verdict_p_a", "verdict", ["verdict_set_id", "p_a", "pair_id", "outcome", "is_flip"])
+    op.create_index("ix_verdict_outcome", "verdict", ["verdict_set_id", "outcome", "pair_id", "is_flip"])
+    op.create_index("ix_verdict_flip", "verdict", ["verdict_set_id", "is_flip", "pair_id", "outcome"])
     op.create_index("ix_completion_run", "completion", ["run_id", "id"])
     op.create_index("ix_completion_stop_reason", "completion", ["stop_reason", "id"])
     op.create_index("ix_prompt_set_category", "prompt", ["set_id", "category", "position"])
