@@ -2,10 +2,12 @@
 
 What is to be revised is fixed before the start, and so are the principles of each completion. A batch (of an endpoint:
 a completion) is stored whole, with all its steps: a run that is taken up again revises exactly what is missing, and
-UNIQUE (set, original) lets no completion be revised twice.
+UNIQUE (set, original) lets no completion be revised twice. An endpoint's answers stand in the call ledger, so that no
+critique is paid for twice either.
 """
 
 import random
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +16,7 @@ import sqlalchemy as sa
 from sqlmodel import Session, col, select
 
 from app.checkpoints.arms import find_or_make_imported_arm
-from app.checkpoints.chat import ChatAnswer, chat_body
+from app.checkpoints.chat import Target, chat_body
 from app.checkpoints.endpoints import target_of
 from app.checkpoints.models import Arm, Checkpoint, Endpoint
 from app.checkpoints.naming import store_named
@@ -26,14 +28,14 @@ from app.prompts.models import Prompt, PromptSet
 from app.revising.chain import Chain, pick_principles
 from app.revising.models import Revision, RevisionSet
 from app.revising.recipes import ReviseRecipe
+from app.runs.recipe import sha256_of
 from worker.checkpoints import weights_of
-from worker.endpoint import EndpointCalls
 from worker.generate import check_truncated, pick_prompts
 from worker.job import Job
+from worker.ledger import Unit, add_cost, ask_all_of
 from worker.llm import LocalModel, batch_seed, plan_batches
 
 SHOWN = 6  # revisions on the run's film strip
-TRIES, TIMEOUT_S = 5, 120.0
 
 
 @dataclass
@@ -133,42 +135,42 @@ class Book:
 
     def __init__(self, job: Job, set_id: int, arm_id: int, total: int, done: int) -> None:
         self.job, self.set_id, self.arm_id, self.total, self.done = job, set_id, arm_id, total, done
-        self._shown = done > 0
+        self._to_show: list[tuple[str, str, float | None]] | None = None if done else []
 
-    def store(self, items: Sequence[Item]) -> None:
-        """Revisions with their steps, and the completion of each that has one, in one transaction."""
+    def write(self, session: Session, items: Sequence[Item]) -> None:
+        """Revisions with their steps, and the completion of each that has one, in the caller's transaction."""
         if not items:
             return
         texts = {
             item.original.id: Completion(
                 prompt_id=item.prompt.id, arm_id=self.arm_id, run_id=self.job.run_id, sample=item.place,
-                text=item.chain.text, n_tokens=0,
+                text=item.chain.text, n_tokens=item.chain.n_tokens_last,
             )
             for item in items
             if not item.chain.reason
         }  # fmt: skip
-        with self.job.write() as session:
-            session.add_all(texts.values())
-            session.flush()
-            session.add_all(
-                Revision(
-                    set_id=self.set_id, position=item.position, prompt_id=item.prompt.id, original_id=item.original.id,
-                    revised_id=texts[item.original.id].id if item.original.id in texts else None,
-                    steps=item.chain.steps, reason=item.chain.reason,
-                )
-                for item in items
-            )  # fmt: skip
-            more = sa.update(RevisionSet).where(col(RevisionSet.id) == self.set_id)
-            session.execute(more.values(n=RevisionSet.n + len(items)))
+        session.add_all(texts.values())
+        session.flush()
+        session.add_all(
+            Revision(
+                set_id=self.set_id, position=item.position, prompt_id=item.prompt.id, original_id=item.original.id,
+                revised_id=texts[item.original.id].id if item.original.id in texts else None,
+                steps=item.chain.steps, reason=item.chain.reason,
+            )
+            for item in items
+        )  # fmt: skip
+        more = sa.update(RevisionSet).where(col(RevisionSet.id) == self.set_id)
+        session.execute(more.values(n=RevisionSet.n + len(items)))
+        add_cost(session, self.job.run_id, generated_tokens=sum(item.chain.n_tokens for item in items))
         self.done += len(items)
-        self.job.spend(generated_tokens=sum(item.chain.n_tokens for item in items))
-        if not self._shown:
-            self._shown = True
-            rows = [(item.original.text, item.chain.text, None) for item in items if not item.chain.reason]
-            self.job.sampled(0, rows[:SHOWN])
+        if self._to_show is not None:
+            self._to_show += [(item.original.text, item.chain.text, None) for item in items if not item.chain.reason]
 
     def progress(self, note: str = "") -> None:
-        """Moves the bar."""
+        """Moves the bar, and puts the first revisions on the run's film strip."""
+        if self._to_show:
+            self.job.sampled(0, self._to_show[:SHOWN])
+            self._to_show = None
         self.job.progress(min(self.done, self.total - 1), self.total, note)
 
 
@@ -190,57 +192,81 @@ def _revise_locally(job: Job, recipe: ReviseRecipe, book: Book, items: list[Item
         while live := [item for item in batch if not item.chain.is_over]:
             book.progress(f"batch {number + 1}, request {step + 1}")
             seed = batch_seed(job.seed, "revise", number, step)
-            for item, one in zip(
-                live, model.sample([item.chain.request() for item in live], decoding, seed, job.check), strict=True
-            ):
+            said = model.sample([item.chain.request() for item in live], decoding, seed, job.check)
+            for item, one in zip(live, said, strict=True):
                 item.chain.take(one.text, one.stop_reason, one.n_tokens, one.is_prompt_truncated)
             step += 1
-        book.store(batch)
+        with job.write() as session:
+            book.write(session, batch)
+    book.progress()
+
+
+class Revising:
+    """What the call ledger asks an endpoint: each completion's requests one after another, many completions at once.
+
+    A request is decided by its completion, its fence included, so an answer that was paid for is found again.
+    """
+
+    def __init__(self, job: Job, recipe: ReviseRecipe, book: Book, target: Target, items: Sequence[Item]) -> None:
+        self.job, self.recipe, self.book, self.target = job, recipe, book, target
+        self.ready = deque(items)
+        self.failures: list[str] = []
+
+    def next_units(self, session: Session, n: int) -> list[Unit]:
+        """The next requests."""
+        return [self._unit(self.ready.popleft()) for _ in range(min(n, len(self.ready)))]
+
+    def _unit(self, item: Item) -> Unit:
+        decoding = self.recipe.decoding
+        more = {"top_p": decoding.top_p} if decoding.top_p < 1 else {}
+        body = chat_body(
+            self.target, item.chain.request(), max_tokens=decoding.max_new_tokens, temperature=decoding.temperature,
+            **more,
+        )  # fmt: skip
+        key = sha256_of({"origin": self.target.origin, "body": body, "seed": self.job.seed, "kind": "revise"})
+        return Unit(
+            key, lambda: (body, {}), lambda known: (item, known), item.place,
+            lambda answer: {"tokens_out": answer.tokens_out},
+        )  # fmt: skip
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no completion waits for its next request."""
+        return not self.ready
+
+    @property
+    def how_far(self) -> str:
+        """For messages."""
+        return f"{self.book.done} of {self.book.total} completions are revised"
+
+    def store(self, session: Session, found: list[Any]) -> None:
+        """Takes what arrived into its chains; those that are over are written, the others ask again."""
+        finished: list[Item] = []
+        for item, known in found:
+            if known.failure:
+                self.failures.append(known.failure)
+                continue
+            said = str(known.request.get("stop_reason", ""))
+            stop_reason = {"length": "length", "content_filter": "refused"}.get(said, "stop")
+            item.chain.take(known.raw, stop_reason, int(known.request.get("tokens_out", 0)))
+            (finished if item.chain.is_over else self.ready).append(item)
+        self.book.write(session, finished)
+
+    def after(self, n_in_flight: int, spent_usd: float) -> None:
+        """Moves the bar."""
+        self.book.progress(f"{len(self.failures)} calls failed" if self.failures else "")
 
 
 def _ask_endpoint(job: Job, recipe: ReviseRecipe, book: Book, items: list[Item]) -> None:
-    """Each completion's requests one after another, many completions at once."""
     with job.read() as session:
         target = target_of(get(session, Endpoint, recipe.endpoint or 0))
-    decoding = recipe.decoding
-    more = {"top_p": decoding.top_p} if decoding.top_p < 1 else {}
-
-    def body(item: Item) -> dict[str, Any]:
-        return chat_body(
-            target, item.chain.request(), max_tokens=decoding.max_new_tokens, temperature=decoding.temperature, **more
-        )
-
-    waiting, failures = list(reversed(items)), list[str]()
-    asked = {item.position: item for item in items}
-    with EndpointCalls(target, concurrency=recipe.concurrency, max_tries=TRIES, timeout_s=TIMEOUT_S) as calls:
-        while waiting or calls.in_flight:
-            room = recipe.concurrency - calls.in_flight
-            fresh = [waiting.pop() for _ in range(min(room, len(waiting)))]
-            calls.send([(item.position, body(item)) for item in fresh])
-            arrived = calls.arrived()
-            for position, answer in arrived:
-                _take(asked[position], answer, failures)
-            going_on = [asked[position] for position, answer in arrived if not answer.failure]
-            calls.send([(item.position, body(item)) for item in going_on if not item.chain.is_over])
-            book.store([item for item in going_on if item.chain.is_over])
-            if usd := sum(answer.cost_usd for _, answer in arrived):
-                job.spend(usd=usd)
-            book.progress(f"{len(failures)} calls failed" if failures else "")
-    if failures:
+    work = Revising(job, recipe, book, target, items)
+    ask_all_of(job, target, work, recipe)
+    if work.failures:
         raise AppError(
-            f"{len(failures):,} calls failed; the last one: {failures[-1]}. What was revised is stored: resume this "
-            "run to ask for the rest."
+            f"{len(work.failures):,} calls failed; the last one: {work.failures[-1]}. What was revised is stored: "
+            "resume this run to ask for the rest."
         )
-
-
-def _take(item: Item, answer: ChatAnswer, failures: list[str]) -> None:
-    if answer.is_fatal:
-        raise AppError(f"The endpoint refuses the calls: {answer.failure}. Mend it, then resume this run.")
-    if answer.failure:
-        failures.append(answer.failure)
-        return
-    stop_reason = {"length": "length", "content_filter": "refused"}.get(answer.stop_reason, "stop")
-    item.chain.take(answer.text, stop_reason, answer.tokens_out)
 
 
 def _count(session: Session, set_id: int, *where: Any) -> int:

@@ -42,7 +42,8 @@ class Chain:
     examples: Sequence[str] = ()
     steps: list[dict[str, Any]] = field(default_factory=list)
     reason: str = ""  # why there is no revision
-    n_tokens: int = 0
+    n_tokens: int = 0  # of all answers
+    n_tokens_last: int = 0  # of the last one
     _critique: str | None = None
     _is_cut: bool = False
 
@@ -73,6 +74,7 @@ class Chain:
     def take(self, text: str, stop_reason: str, n_tokens: int, is_prompt_truncated: bool = False) -> None:
         """The answer to the last request."""
         self.n_tokens += n_tokens
+        self.n_tokens_last = n_tokens
         what = "critique" if self._critique is None else "revision"
         text = text.strip()
         if is_prompt_truncated:

@@ -99,6 +99,9 @@ class ReviseRecipe(Recipe):
     decoding: Decoding = Field(Decoding(max_new_tokens=512), title="Decoding")
     batch_size: int = Field(16, ge=1, le=4096, title="Completions at once")
     concurrency: int = Field(32, ge=1, le=256, title="Calls in flight")
+    max_tries: int = Field(5, ge=1, le=20, title="Tries per call")
+    timeout_s: float = Field(120, gt=0, le=3600, title="Seconds a try may take")
+    budget_usd: float | None = Field(None, ge=0, title="Stop at this cost in US dollars")
     limit: int | None = Field(None, ge=1, title="At most this many prompts")
     max_truncated: float = Field(0.2, ge=0, le=1, title="Stop when more than this share of requests is truncated")
 

@@ -4,12 +4,13 @@ import copy
 import json
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from sqlmodel import col, select
+from sqlmodel import Session, col, select
 from transformers import AutoModelForSequenceClassification
 
 from app.checkpoints.endpoints import make_endpoint
@@ -34,8 +35,8 @@ from tests.worker.tiny import tiny_model
 from worker.checkpoints import weights_of
 from worker.child import work
 from worker.demo_base import train_base
-from worker.job import Job
 from worker.llm import RewardScorer
+from worker.revise import Book, Item
 from worker.saving import save_folder, write_model
 
 SHORT = {"max_new_tokens": 12}
@@ -128,16 +129,16 @@ def test_a_local_run_that_was_killed_writes_what_it_would_have_written(
     assert whole.status == "done", whole.error
     assert {len(one.steps) for one in set_of(whole)[1]} == {1}
     run = start(demo.id, "revise", **values)
-    real, calls = Job.spend, []
+    real, calls = Book.write, []
 
-    def die(job: Job, **amounts: float) -> None:
-        calls.append(amounts)
+    def die(book: Book, session: Session, items: Sequence[Item]) -> None:
+        real(book, session, items)
+        calls.append(items)
         if len(calls) == 2:
             raise OSError("the machine went away")
-        real(job, **amounts)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Job, "spend", die)
+        patch.setattr(Book, "write", die)
         work(run.id, run.attempt)
     assert again(run.id).status == "failed" and 0 < len(set_of(run)[1]) < 6
     with transaction() as session:
@@ -165,6 +166,9 @@ def test_calls_that_fail_leave_the_rest_stored_and_a_resume_asks_for_what_is_mis
         work(second.id, second.attempt)
         assert again(run.id).status == "done"
         assert len(server.requests) == 4 * 2 + 1
+        same = do(demo.id, "revise", **values)
+        assert same.status == "done" and len(server.requests) == 4 * 2 + 1, "what was asked before is not asked again"
+        assert texts_of(same) == texts_of(run)
     assert [text for _, text in texts_of(run)] == [f"Friendly answer {k}.0 Polite." for k in range(4)]
 
 
