@@ -35,6 +35,7 @@ from app.projects.access import check_policies
 from app.prompts import routes as prompts
 from app.recipes import routes as recipes
 from app.report import routes as report
+from app.review import card_routes as judge_cards
 from app.review import routes as review
 from app.revising import routes as revising
 from app.runs import routes as runs
@@ -48,7 +49,8 @@ POLICY = (
     "form-action 'self'; frame-ancestors 'none'"
 )
 SLICES = (
-    accounts, projects, home, prompts, checkpoints, pairs, constitutions, judging, review, revising, label_diffs,
+    accounts, projects, home, prompts, checkpoints, pairs, constitutions, judging, judge_cards,
+    review, revising, label_diffs,
     training, benchmarks,
     grading, report, experiments, recipes, runs,
 )  # fmt: skip

@@ -27,6 +27,7 @@ KINDS = {
     "generate": "worker.generate:generate_pairs",
     "judge": "worker.judge:judge_pairs",
     "audit": "worker.audit:draw_queue",
+    "card": "worker.card:make_card",
     "red_team": "worker.red_team:make_red_team",
     "revise": "worker.revise:revise_completions",
     "hand_over": "worker.hand_over:hand_over",

@@ -13,7 +13,7 @@ from app.training.pages import METHODS
 STAGES: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ("Prompts", "prompts", "prompt_set", ("import_prompts", "red_team")),
     ("Pairs", "pairs", "pair_set", ("generate", "import_pairs", "revise", "hand_over", "best_of")),
-    ("Judge", "judge", "verdict_set", ("judge",)),
+    ("Judge", "judge", "verdict_set", ("judge", "card")),
     ("Review", "review", "queue", ("audit",)),
     ("Train", "train", "snapshot", ("snapshot", *METHODS, "demo_base")),
     ("Benchmarks", "benchmarks", "", ("benchmark",)),

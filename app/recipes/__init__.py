@@ -12,6 +12,7 @@ from app.grading.recipes import GradingRecipe
 from app.judging.recipes import JudgeRecipe, NewJudgeRecipe
 from app.pairs.recipes import GenerateRecipe
 from app.prompts.recipes import ImportPairsRecipe, ImportPromptsRecipe
+from app.review.card_recipes import CardRecipe
 from app.review.recipes import AuditRecipe
 from app.revising.recipes import BestOfRecipe, HandOverRecipe, RedTeamRecipe, ReviseRecipe
 from app.runs.recipe import Recipe
@@ -33,7 +34,7 @@ RECIPES: dict[str, type[Recipe]] = {
     for recipe in (
         ImportPromptsRecipe, ImportPairsRecipe, ImportAnnotationsRecipe, ImportCheckpointRecipe, NewEndpointRecipe,
         DemoBaseRecipe,
-        GenerateRecipe, NewJudgeRecipe, JudgeRecipe, AuditRecipe, SnapshotRecipe,
+        GenerateRecipe, NewJudgeRecipe, JudgeRecipe, AuditRecipe, CardRecipe, SnapshotRecipe,
         RedTeamRecipe, ReviseRecipe, HandOverRecipe, BestOfRecipe,
         SftRecipe, RewardRecipe, DpoRecipe, SimpoRecipe, KtoRecipe, PpoRecipe, GrpoRecipe, RlooRecipe,
         BenchmarkRecipe, GradingRecipe,
