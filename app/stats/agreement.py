@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from app.stats.intervals import Floats, Interval, cluster_codes, rate_of
+from app.stats.intervals import Floats, Interval, cluster_codes, rate_of, sums_by_cluster
 from app.stats.resampling import interval_of_sums
 
 Labels = Sequence[Hashable | None]
@@ -190,6 +190,8 @@ def krippendorff_alpha_interval(
 ) -> Interval | None:
     """Krippendorff's alpha with an interval over prompts; None if undefined. n counts items, also those rated once."""
 
+    if level == "interval":
+        return _interval_of_numbers(ratings, clusters, n_resamples, seed)
     counts, values = _counts_by_item(ratings, level)
     kept = counts.sum(axis=1) >= 2
     groups, n = np.asarray(clusters), len(counts)
@@ -201,6 +203,30 @@ def krippendorff_alpha_interval(
 
     def alphas(sums: Floats) -> Floats:
         return np.array([_alpha_of(row.reshape(len(values), -1), values, level) for row in sums])
+
+    found = interval_of_sums(by_prompt, alphas, n, n_resamples, seed)
+    return found and Interval(found.value, found.low, found.high, n, cluster_codes(groups)[1])
+
+
+def _interval_of_numbers(
+    ratings: Sequence[Labels], clusters: ArrayLike, n_resamples: int, seed: int
+) -> Interval | None:
+    """Alpha of numbers with its interval, from sums and squares alone: there may be as many values as ratings."""
+    numbers = np.array([[np.nan if x is None else float(x) for x in row] for row in ratings])  # type: ignore[arg-type]
+    groups, n = np.asarray(clusters), numbers.shape[1] if numbers.size else 0
+    given = np.isfinite(numbers).sum(axis=0) if n else np.zeros(0)
+    kept = given >= 2
+    if not kept.any():
+        return None
+    m, values = given[kept], numbers[:, kept] - np.nanmean(numbers[:, kept])
+    first, second = np.nansum(values, axis=0), np.nansum(values**2, axis=0)
+    columns = [m.astype(np.float64), first, second, 2 * (m * second - first**2) / (m - 1)]
+    codes, k = cluster_codes(groups[kept])
+    by_prompt = np.stack([sums_by_cluster(column, codes, k) for column in columns], axis=1)
+
+    def alphas(s: Floats) -> Floats:
+        expected = 2 * (s[:, 0] * s[:, 2] - s[:, 1] ** 2) / (s[:, 0] - 1)
+        return np.where(expected > 1e-12 * s[:, 2], 1 - s[:, 3] / expected, np.nan)
 
     found = interval_of_sums(by_prompt, alphas, n, n_resamples, seed)
     return found and Interval(found.value, found.low, found.high, n, cluster_codes(groups)[1])

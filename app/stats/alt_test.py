@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from app.stats.distributions import t_tail
+from app.stats.intervals import Floats
 
 MIN_PEOPLE = 3
 MIN_ITEMS = 30
@@ -113,7 +114,7 @@ def _alignment(label: Label | None, others: Sequence[Label], are_scores: bool) -
     return -math.sqrt(sum((float(label) - float(other)) ** 2 for other in others) / len(others))
 
 
-def _p_value(gaps: np.ndarray, epsilon: float) -> float:  # type: ignore[type-arg]
+def _p_value(gaps: Floats, epsilon: float) -> float:
     """One-sided p of mean gap >= epsilon; where nothing varies the mean itself decides."""
     mean, error = float(gaps.mean()), float(gaps.std(ddof=1)) / math.sqrt(len(gaps))
     if error == 0:

@@ -5,7 +5,13 @@ import pytest
 from scipy.stats import pearsonr, rankdata, spearmanr
 from sklearn.metrics import mean_absolute_error, root_mean_squared_error
 
-from app.stats.agreement import bootstrap_interval, cohen_kappa, cohen_kappa_interval, krippendorff_alpha_interval
+from app.stats.agreement import (
+    bootstrap_interval,
+    cohen_kappa,
+    cohen_kappa_interval,
+    krippendorff_alpha,
+    krippendorff_alpha_interval,
+)
 from app.stats.scores import mean_ranks, score_agreement
 
 
@@ -40,5 +46,8 @@ def test_resampled_sums_are_resampled_items() -> None:
     assert sums is not None and items is not None
     assert sums.value == items.value
     assert (sums.low, sums.high) == pytest.approx((items.low, items.high), abs=0.02)
+    numbers = [[None if random.random() < 0.2 else float(x) for x in row] for row in (a, b, a + b)]
+    by_sums = krippendorff_alpha_interval(numbers, prompts, "interval", n_resamples=20)
+    assert by_sums is not None and by_sums.value == pytest.approx(krippendorff_alpha(numbers, "interval"))
     alpha = krippendorff_alpha_interval([a.tolist(), b.tolist()], prompts, "ordinal", n_resamples=500)
     assert alpha is not None and alpha.low and alpha.high and 0.05 < alpha.high - alpha.low < 0.4
