@@ -18,6 +18,7 @@ import app.models  # noqa: F401  every table is known before the first request
 from app import __version__
 from app.accounts import routes as accounts
 from app.benchmarks import routes as benchmarks
+from app.checkpoints import exports
 from app.checkpoints import routes as checkpoints
 from app.config import settings
 from app.constitutions import routes as constitutions
@@ -49,7 +50,7 @@ POLICY = (
     "form-action 'self'; frame-ancestors 'none'"
 )
 SLICES = (
-    accounts, projects, home, prompts, checkpoints, pairs, constitutions, judging, judge_cards,
+    accounts, projects, home, prompts, checkpoints, exports, pairs, constitutions, judging, judge_cards,
     review, revising, label_diffs,
     training, benchmarks,
     grading, report, experiments, recipes, runs,

@@ -21,6 +21,7 @@ KINDS = {
     "import_pairs": "worker.importing_pairs:import_pairs",
     "import_annotations": "worker.importing_annotations:import_annotations",
     "import_checkpoint": "worker.importing_checkpoint:import_checkpoint",
+    "export": "worker.export:export_checkpoint",
     "new_endpoint": "worker.judge:add_endpoint",
     "new_judge": "worker.judge:add_judge",
     "demo_base": "worker.demo_base:make_demo_base",

@@ -3,8 +3,11 @@
 from typing import ClassVar, Literal
 
 from pydantic import Field
+from sqlmodel import Session
 
-from app.runs.recipe import Recipe
+from app.checkpoints.models import Checkpoint
+from app.errors import Invalid
+from app.runs.recipe import Recipe, points_to
 
 
 class ImportCheckpointRecipe(Recipe):
@@ -32,3 +35,32 @@ class NewEndpointRecipe(Recipe):
     model: str = Field(..., min_length=1, max_length=200, title="Model")
     usd_per_million_in: float = Field(0, ge=0, title="US dollars per million tokens in")
     usd_per_million_out: float = Field(0, ge=0, title="US dollars per million tokens out")
+
+
+class ExportRecipe(Recipe):
+    """Writes a checkpoint as a folder that loads without PrefLab, with a model card; pushes it to a hub where asked."""
+
+    kind: ClassVar[str] = "export"
+    aim: ClassVar[str] = "Export a checkpoint"
+    verb: ClassVar[str] = "Export"
+    queue: ClassVar[str] = "gpu"
+
+    checkpoint: int = points_to("checkpoint", title="Checkpoint")
+    form: Literal["merged", "adapter", "as_it_is"] = Field(
+        "merged", title="Form", description="merged: one set of full weights. adapter: small, needs its base."
+    )
+    licence: str = Field("", max_length=60, title="Licence", description="As the hub spells it, such as apache-2.0.")
+    push_to: str = Field(
+        "", max_length=200, pattern=r"^$|^[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}$", title="Push to this Hugging Face repository",
+        description="OWNER/NAME; empty: nowhere. The worker's HF_TOKEN is used.",
+    )  # fmt: skip
+    is_private: bool = Field(True, title="Private repository")
+
+    def check(self, session: Session, project_id: int) -> None:
+        row = session.get(Checkpoint, self.checkpoint)
+        if row is None:
+            return
+        if self.form == "adapter" and row.weights != "adapter":
+            raise Invalid(f"“{row.name}” has full weights, not an adapter.", {"form": ["there is no adapter"]})
+        if self.form == "merged" and row.role == "reward":
+            raise Invalid("A reward model is exported as it was trained.", {"form": ["choose as_it_is"]})

@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from app.annotations.recipes import ImportAnnotationsRecipe
 from app.benchmarks.recipes import BenchmarkRecipe
-from app.checkpoints.recipes import ImportCheckpointRecipe, NewEndpointRecipe
+from app.checkpoints.recipes import ExportRecipe, ImportCheckpointRecipe, NewEndpointRecipe
 from app.errors import Invalid
 from app.grading.recipes import GradingRecipe
 from app.judging.recipes import JudgeRecipe, NewJudgeRecipe
@@ -33,7 +33,7 @@ RECIPES: dict[str, type[Recipe]] = {
     recipe.kind: recipe
     for recipe in (
         ImportPromptsRecipe, ImportPairsRecipe, ImportAnnotationsRecipe, ImportCheckpointRecipe, NewEndpointRecipe,
-        DemoBaseRecipe,
+        DemoBaseRecipe, ExportRecipe,
         GenerateRecipe, NewJudgeRecipe, JudgeRecipe, AuditRecipe, CardRecipe, SnapshotRecipe,
         RedTeamRecipe, ReviseRecipe, HandOverRecipe, BestOfRecipe,
         SftRecipe, RewardRecipe, DpoRecipe, SimpoRecipe, KtoRecipe, PpoRecipe, GrpoRecipe, RlooRecipe,

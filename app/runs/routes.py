@@ -33,7 +33,7 @@ PAGES = {
 }  # fmt: skip
 PANELS = {
     "import_prompts", "import_pairs", "generate", "judge", "sft", "reward", "dpo", "simpo", "kto", "ppo", "grpo",
-    "rloo", "benchmark", "grading",
+    "rloo", "benchmark", "grading", "export",
 }  # fmt: skip
 
 
