@@ -46,7 +46,7 @@ class Filter:
 
     What `cast` turns into None asks for NULL. `order` leads the order of a filtered table where no sort was asked for:
     the column that an index holds beside the filter's, so that a filter which few rows pass walks no others. `where`
-    holds for every row of the table; it is said with the filter because that index begins with it.
+    says in place of the table's own `where` which rows it holds, in words that lead a database to that index.
     """
 
     name: str
@@ -135,16 +135,17 @@ def read_page(request: Request, session: Session, table: Table) -> TablePage:
 
 def _filtered(request: Request, table: Table) -> tuple[sa.Select[Any], list[tuple[Any, bool]]]:
     query = sa.select(*[column.expression.label(column.name) for column in table.columns], table.key.label("_key"))
-    query = query.select_from(table.source).where(*table.where)
+    query, where = query.select_from(table.source), tuple(table.where)
     asked = request.query_params.get("sort", "")
     order: list[tuple[Any, bool]] = []
     for one in table.filters:
         text = request.query_params.get(one.name, "")
         if text:
             try:
-                query = query.where(one.expression == one.cast(text), *one.where)
+                query = query.where(one.expression == one.cast(text))
             except ValueError as error:
                 raise Invalid(f"{one.name}={text!r} is no value to filter by.") from error
+            where = one.where or where
             if one.order is not None and not asked and not order:
                 order.append((one.order, table.is_newest_first))
     if table.order is not None and not asked and not order:
@@ -155,7 +156,7 @@ def _filtered(request: Request, table: Table) -> tuple[sa.Select[Any], list[tupl
             raise Invalid(f"The table cannot be sorted by {asked!r}.")
         order.append((wanted[0].expression, asked.startswith("-")))
     order.append((table.key, table.is_newest_first if not asked else asked.startswith("-")))
-    return query, order
+    return query.where(*where), order
 
 
 def _fetch(

@@ -1,7 +1,8 @@
 """Agreement of judge and people: from audits only, from first answers only, always told twice."""
 
-from collections import defaultdict
-from dataclasses import dataclass
+from collections import OrderedDict, defaultdict
+from dataclasses import dataclass, replace
+from typing import Any
 
 import sqlalchemy as sa
 from sqlmodel import Session, col, select
@@ -19,6 +20,9 @@ from app.stats.agreement import (
 from app.stats.intervals import Interval
 
 LABELS = ("a", "b", "tie")
+KEPT = 200
+# What first answers said never changes, so neither does the agreement until there are more of them.
+_known: "OrderedDict[tuple[Any, ...], Agreement]" = OrderedDict()
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,17 @@ def read_agreement(session: Session, queue: Queue, *, has_coefficients: bool = T
     """
     if queue.kind != "audit":
         raise ValueError("only a random audit says anything about agreement")
+    is_given = sa.and_(col(Answer.queue_id) == queue.id, col(Answer.first).is_not(None))
+    n = session.execute(sa.select(sa.func.count()).where(is_given)).scalar_one()
+    key = (session.get_bind().engine.url, queue.id, queue.verdict_set_id, n, has_coefficients)
+    if key not in _known:
+        _known[key] = _compute(session, queue, has_coefficients)
+        while len(_known) > KEPT:
+            _known.popitem(last=False)
+    return replace(_known[key], queue=queue)
+
+
+def _compute(session: Session, queue: Queue, has_coefficients: bool) -> Agreement:
     found = session.execute(
         sa.select(
             col(Answer.pair_id), col(Answer.account_id), col(Answer.first), col(Verdict.outcome), col(Pair.prompt_id),
