@@ -12,12 +12,20 @@ document.addEventListener("keydown", (event) => {
     return;
   }
   const key = CSS.escape(event.key.toLowerCase());
-  const wanted = [...document.querySelectorAll(`[data-key="${key}" i]`)].find((e) => e.checkVisibility() && !e.disabled);
+  const group = event.target.closest("[data-keys]"); // where several groups have the same keys, the one in focus is meant
+  const found = [...(group?.querySelectorAll(`[data-key="${key}" i]`) ?? []), ...document.querySelectorAll(`[data-key="${key}" i]`)];
+  const wanted = found.find((e) => e.checkVisibility() && !e.disabled);
   if (!wanted || wanted.closest(".htmx-request")) return; // a second press while the first is on its way does nothing
   event.preventDefault();
   if (wanted.matches(TYPING)) wanted.focus();
   else wanted.click();
+  if (wanted.matches("[data-keys] [type=radio]")) (nextGroup(wanted) ?? wanted).focus();
 });
+
+function nextGroup(radio) {
+  const groups = [...document.querySelectorAll("[data-keys]")];
+  return groups[groups.indexOf(radio.closest("[data-keys]")) + 1]?.querySelector("input");
+}
 
 // --- small clicks: copy text, open a dialog, close a toast ---------------------------------------------------------------
 document.addEventListener("click", async (event) => {

@@ -8,14 +8,14 @@ an even split, none stands and the pair waits for an adjudicator (adjudication.p
 import sqlalchemy as sa
 from sqlmodel import Session, col, select
 
-from app.db import db_now, get, now
+from app.db import get, now
 from app.errors import Conflict, Invalid, NotFound
 from app.judging.models import Verdict
 from app.pairs.models import Pair, PairSet
 from app.projects.access import Member
 from app.review.adjudication import Word, decide, is_split, read_words
+from app.review.leases import seconds_held
 from app.review.models import Answer, Override, Queue
-from app.review.queues import LEASE_S
 
 SHOWN = ("left", "right", "tie", "both_bad", "skip")
 DEFAULT_WHY = {
@@ -23,7 +23,6 @@ DEFAULT_WHY = {
     "repair": "An answer in a repair queue contradicts the verdict.",
     "adjudication": "People split evenly; this is the adjudicator’s word.",
 }
-IDLE_S = 5 * 60.0  # a longer pause over one pair is no work: its time is counted up to here
 LATER_WHY = "Decided after reading what the judge said."
 
 
@@ -55,17 +54,18 @@ def project_answer(session: Session, member: Member, answer_id: int) -> tuple[An
 def give_answer(session: Session, answer: Answer, queue: Queue, account_id: int, choice: str, note: str = "") -> None:
     """Stores the blind answer of a place this person holds, once; a second press of the same key changes nothing.
 
-    Raises Conflict when the place is another's, or was answered otherwise before.
+    Raises Conflict when the place is another's, was answered otherwise before, or the queue is closed.
     """
+    if queue.closed_at is not None:
+        raise Conflict("This queue is closed: your comment is kept with the pair, in case it is opened again.")
     wanted = in_pair_frame(choice, answer.is_swapped)
     before = _lock_and_read(session, answer.pair_id)
-    at = db_now(session)
     stored = session.execute(
         sa.update(Answer)
         .where(col(Answer.id) == answer.id, col(Answer.account_id) == account_id, col(Answer.first).is_(None))
         .values(
             first=wanted, note=note.strip()[:10_000], answered_at=now(),
-            seconds=min(at - ((answer.lease_until or at) - LEASE_S), IDLE_S),
+            seconds=seconds_held(session, answer),
         )
     )  # fmt: skip
     session.refresh(answer)

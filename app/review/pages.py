@@ -4,19 +4,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.orm import aliased
 from sqlmodel import Session, col, select
 
 from app.accounts.models import Account
 from app.constitutions.models import Principle
 from app.db import get
 from app.judging.models import Judge, Opinion, Verdict, VerdictSet
-from app.pairs.models import Completion, Pair, PairSet
+from app.pairs.models import Completion, Pair
 from app.projects.access import Member
 from app.prompts.models import Prompt
+from app.review.adjudication import Word, read_words
 from app.review.answers import as_shown
 from app.review.models import Answer, Override, Queue
-from app.tables import Column, Filter, Table
 
 
 @dataclass(frozen=True)
@@ -118,88 +117,12 @@ def name_for(member: Member, queue: Queue) -> str:
     return queue.name if member.may("viewer") else f"{queue.kind.capitalize()} {queue.id}"
 
 
-def queues_table(member: Member) -> Table:
-    """The project's queues. A grader is not told whose labels they are."""
-    root = f"/p/{member.project.slug}"
-    number = sa.cast(col(Queue.id), sa.String)
-    plain = sa.case((col(Queue.kind) == "audit", "Audit "), else_="Repair ") + number
-    name: Any = Queue.name if member.may("viewer") else plain
-    columns = [
-        Column("name", name, "Queue", href=lambda row: f"{root}/review/{row['id']}"),
-        Column("kind", Queue.kind, "Kind"),
-        Column("answered", Queue.n_answered, "Answered", "number"),
-        Column("places", col(Queue.n) * col(Queue.overlap), "Of", "number"),
-        Column("overlap", Queue.overlap, "People per pair", "number", is_shown=False),
-        Column("created_at", Queue.created_at, "Drawn", "when"),
-        Column("id", Queue.id, is_shown=False),
-    ]
-    source: Any = Queue
-    if member.may("viewer"):
-        source = sa.join(Queue, VerdictSet, col(VerdictSet.id) == col(Queue.verdict_set_id))
-        columns.insert(
-            2,
-            Column(
-                "verdict_set", VerdictSet.name, "Verdicts", href=lambda row: f"{root}/judge/{row['verdict_set_id']}"
-            ),
-        )
-        columns.append(Column("verdict_set_id", Queue.verdict_set_id, is_shown=False))
-    return Table("queues", columns, source, Queue.id, [Queue.project_id == member.project.id],
-                 [Filter("kind", Queue.kind, "Kind", ("audit", "repair"))])  # fmt: skip
+def read_others(session: Session, answer: Answer) -> list[tuple[str | None, str]]:
+    """What people said of a pair before its adjudicator, on the sides this person sees: (choice, comment), no names."""
+    words: list[Word] = read_words(session, [answer.pair_id]).get(answer.pair_id, [])
+    return [(as_shown(word.choice, answer.is_swapped), word.why) for word in words if word.answer_id != answer.id]
 
 
-def answers_table(member: Member, queue: Queue) -> Table:
-    """The answers of a queue, in the pair's own frame."""
-    root = f"/p/{member.project.slug}/review/answers"
-    columns = [
-        Column("id", Answer.id, "Answer", "number", lambda row: f"{root}/{row['id']}"),
-        Column("pair", Answer.pair_id, "Pair", "number"),
-        Column("account", Account.name, "Who"),
-        Column("first", Answer.first, "First answer"),
-        Column("later", Answer.later, "Later"),
-        Column("verdict", Verdict.outcome, "Verdict"),
-        Column("is_swapped", Answer.is_swapped, is_shown=False),
-        Column("seconds", Answer.seconds, "Seconds", "number"),
-        Column("note", Answer.note, "Comment", "long"),
-        Column("answered_at", Answer.answered_at, "When", "when"),
-        Column("is_simulated", Account.is_simulated, is_shown=False),
-    ]
-    is_verdict = sa.and_(
-        col(Verdict.pair_id) == col(Answer.pair_id), col(Verdict.verdict_set_id) == queue.verdict_set_id
-    )
-    source = sa.join(Answer, Account, col(Account.id) == col(Answer.account_id)).outerjoin(Verdict, is_verdict)
-    where = [col(Answer.queue_id) == queue.id, col(Answer.first).is_not(None)]
-    return Table(
-        f"answers-{queue.id}", columns, source, Answer.id, where, [Filter("first", Answer.first, "First answer")]
-    )
-
-
-def overrides_table(member: Member) -> Table:
-    """Every override of the project, standing or withdrawn."""
-    by_hand = aliased(Account)
-    root = f"/p/{member.project.slug}"
-    columns = [
-        Column("id", Override.id, "Override", "number"),
-        Column("pair", Override.pair_id, "Pair", "number"),
-        Column("pair_set", PairSet.name, "Pairs", href=lambda row: f"{root}/pairs/{row['pair_set_id']}"),
-        Column("choice", Override.choice, "Label"),
-        Column("account", Account.name, "Who"),
-        Column("why", Override.why, "Why", "long"),
-        Column("made_at", Override.made_at, "Made", "when"),
-        Column("withdrawn_at", Override.withdrawn_at, "Withdrawn", "when"),
-        Column("withdrawn_by", by_hand.name, "Withdrawn by"),
-        Column("answer", Override.answer_id, is_shown=False),
-        Column("pair_set_id", PairSet.id, is_shown=False),
-    ]
-    source = (
-        sa.join(Override, Pair, col(Pair.id) == col(Override.pair_id))
-        .join(PairSet, col(PairSet.id) == col(Pair.pair_set_id))
-        .join(Account, col(Account.id) == col(Override.account_id))
-        .outerjoin(by_hand, col(by_hand.id) == col(Override.withdrawn_by_id))
-    )
-    # “+ 0” keeps SQLite from walking all pairs of the project to find the few that stand overridden
-    of_project = col(PairSet.project_id) + 0 == member.project.id
-    filters = [
-        Filter("pair_set_id", col(Pair.pair_set_id) + 0, "Pair set", cast=int),
-        Filter("choice", Override.choice, "Label"),
-    ]
-    return Table("overrides", columns, source, Override.id, [of_project], filters)
+def named(member: Member, queue: Queue) -> dict[str, Any]:
+    """What every page of a queue is called."""
+    return {"queue": queue, "name": name_for(member, queue), "title": name_for(member, queue)}

@@ -1,23 +1,27 @@
-"""Queues: drawing the pairs, and handing out places under a lease so that two people never hold the same one."""
+"""Queues: drawing what people look at, opening and closing, and each person's progress."""
 
 import hashlib
 import random
+import statistics
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import Executable
-from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import aliased
 from sqlmodel import Session, col, select
 
-from app.db import db_now, get
-from app.errors import Conflict, Invalid, NotFound
-from app.judging.models import Verdict, VerdictSet
+from app.accounts.models import Account
+from app.db import get, now
+from app.errors import Invalid, NotFound
+from app.judging.models import Rating, RatingSet, Verdict, VerdictSet
 from app.projects.access import Member
-from app.review.models import Answer, Override, Queue
+from app.review.adjudication import unsettled_pairs
+from app.review.leases import claim
+from app.review.models import Answer, Mark, Override, Queue
 from app.review.recipes import AuditRecipe
 from app.runs.models import Run
 
-LEASE_S = 15 * 60.0
+RECENT = 200  # answers that a person's median is taken over
 
 
 def project_queue(session: Session, member: Member, queue_id: int) -> Queue:
@@ -32,16 +36,18 @@ def choose_pairs(session: Session, recipe: AuditRecipe) -> list[int]:
     """Ids of the pairs in the order they will be shown; raises Invalid when there is nothing to look at.
 
     An audit draws from all pairs of the verdict set, unreadable ones included, each with the same chance. A repair
-    queue takes those that most need a person, leaving out pairs that already stand overridden.
+    queue takes those that most need a person, leaving out pairs that already stand overridden; an adjudication those
+    on which people split evenly.
     """
     of_set = col(Verdict.verdict_set_id) == recipe.verdict_set
     if recipe.purpose == "audit":
-        drawn = list(
-            session.execute(sa.select(col(Verdict.pair_id)).where(of_set).order_by(col(Verdict.pair_id))).scalars()
-        )
+        everything = sa.select(col(Verdict.pair_id)).where(of_set).order_by(col(Verdict.pair_id))
+        drawn = list(session.execute(everything).scalars())
         if not drawn:
             raise Invalid("These verdicts are empty: judge the pairs first.", {"verdict_set": ["has no verdict"]})
         return random.Random(recipe.seed).sample(drawn, min(recipe.n, len(drawn)))
+    if recipe.purpose == "adjudication":
+        return _choose_unsettled(session, recipe)
     standing = sa.select(col(Override.pair_id)).where(
         col(Override.pair_id) == col(Verdict.pair_id), col(Override.withdrawn_at).is_(None)
     )
@@ -52,26 +58,55 @@ def choose_pairs(session: Session, recipe: AuditRecipe) -> list[int]:
     return drawn
 
 
+def _choose_unsettled(session: Session, recipe: AuditRecipe) -> list[int]:
+    verdict_set = get(session, VerdictSet, recipe.verdict_set or 0)
+    unsettled = sorted(unsettled_pairs(session, verdict_set.pair_set_id))
+    waiting = set(
+        session.execute(
+            sa.select(col(Answer.pair_id))
+            .join(Queue, col(Queue.id) == col(Answer.queue_id))
+            .where(col(Queue.kind) == "adjudication", col(Queue.closed_at).is_(None), col(Answer.first).is_(None))
+        ).scalars()
+    )
+    drawn = [pair for pair in unsettled if pair not in waiting][: recipe.n]
+    if not drawn:
+        rest = " Those that are split wait in an adjudication queue already." if unsettled else ""
+        raise Invalid(f"No pair needs an adjudicator: people split evenly on none.{rest}")
+    return drawn
+
+
+def choose_completions(session: Session, recipe: AuditRecipe) -> list[int]:
+    """A random sample of the completions a judge was asked to score, unreadable scores included; raises Invalid."""
+    scored = sa.select(col(Rating.completion_id)).where(col(Rating.rating_set_id) == recipe.rating_set).distinct()
+    drawn = list(session.execute(scored.order_by(col(Rating.completion_id))).scalars())
+    if not drawn:
+        raise Invalid("These scores are empty: let the judge score completions first.",
+                      {"rating_set": ["has no score"]})  # fmt: skip
+    return random.Random(recipe.seed).sample(drawn, min(recipe.n, len(drawn)))
+
+
 def make_queue(session: Session, recipe: AuditRecipe, project_id: int, run_id: int) -> Queue:
     """Stores the queue and its places, or finds the one this run has made already."""
     known = session.exec(select(Queue).where(Queue.run_id == run_id)).first()
     if known is not None:
         return known
-    pairs = choose_pairs(session, recipe)
-    is_audit = recipe.purpose == "audit"
-    name = recipe.name or f"{'Audit' if is_audit else 'Repair'} of {len(pairs)} pairs"
+    is_scoring = recipe.purpose == "scoring"
+    items = choose_completions(session, recipe) if is_scoring else choose_pairs(session, recipe)
+    name = recipe.name or f"{recipe.purpose.capitalize()} of {len(items)} {'completions' if is_scoring else 'pairs'}"
     queue = Queue(
-        project_id=project_id, name=name, verdict_set_id=recipe.verdict_set, kind=recipe.purpose, seed=recipe.seed,
-        n=len(pairs), overlap=recipe.overlap, run_id=run_id,
+        project_id=project_id, name=name, verdict_set_id=recipe.verdict_set, rating_set_id=recipe.rating_set,
+        kind=recipe.purpose, seed=recipe.seed, n=len(items), overlap=recipe.overlap, run_id=run_id,
     )  # fmt: skip
     session.add(queue)
     session.flush()
+    more = {"is_skipped": False, "scores": {}} if is_scoring else {"is_swapped": False}
     rows = [
-        {"queue_id": queue.id, "pair_id": pair, "place": place, "position": position, "is_swapped": False, "note": ""}
+        {"queue_id": queue.id, "completion_id" if is_scoring else "pair_id": item, "place": place,
+         "position": position, "note": "", **more}
         for place in range(recipe.overlap)
-        for position, pair in enumerate(pairs)
-    ]
-    session.execute(sa.insert(Answer), rows)
+        for position, item in enumerate(items)
+    ]  # fmt: skip
+    session.execute(sa.insert(Mark if is_scoring else Answer), rows)
     return queue
 
 
@@ -81,73 +116,73 @@ def is_swapped_for(queue: Queue, pair_id: int, account_id: int) -> bool:
     return bool(hashlib.sha256(coin.encode()).digest()[0] & 1)
 
 
-def held_place(session: Session, queue: Queue, account_id: int) -> Answer | None:
-    """The place this person holds and has not answered, if any. A lease that is over still counts until it is taken."""
-    mine = select(Answer).where(
-        Answer.queue_id == queue.id, Answer.account_id == account_id, col(Answer.answered_at).is_(None)
-    )
-    return session.exec(mine.order_by(col(Answer.position)).limit(1)).first()
-
-
 def claim_place(session: Session, queue: Queue, account_id: int) -> Answer | None:
-    """The place this person is to answer next, held for a quarter of an hour; None when nothing is left for them.
-
-    One atomic UPDATE takes it, so two people never hold the same place, on either database.
-    """
-    if queue.closed_at is not None:
-        raise Conflict("This queue is closed.")
-    held = held_place(session, queue, account_id)
-    if held is not None:
-        renewed = session.execute(
-            sa.update(Answer)
-            .where(col(Answer.id) == held.id, col(Answer.account_id) == account_id, col(Answer.first).is_(None))
-            .values(lease_until=db_now(session) + LEASE_S)
-        )
-        if renewed.rowcount == 1:  # type: ignore[attr-defined]
-            session.refresh(held)
-            return held
-    for _ in range(3):
-        try:
-            with session.begin_nested():
-                taken = session.execute(_take(session, queue, account_id)).scalar()
-        except IntegrityError:
-            continue  # another window of the same person took another place of this pair at this moment
-        if taken is None:
-            return None
-        row = session.exec(select(Answer).where(Answer.id == taken).execution_options(populate_existing=True)).one()
+    """The pair this person is to answer next, held for a quarter of an hour; None when nothing is left for them."""
+    row = claim(session, Answer, queue, account_id)
+    if row is not None:
         row.is_swapped = is_swapped_for(queue, row.pair_id, account_id)
         session.flush()
-        return row
-    raise Conflict("This queue is open in another window of yours: go on there, or try again.")
+    return row
 
 
-def _take(session: Session, queue: Queue, account_id: int) -> Executable:
-    """The UPDATE that takes the first free place of a pair this person has no place of."""
-    now = db_now(session)
-    free, own = aliased(Answer), aliased(Answer)
-    has_one = sa.select(col(own.id)).where(
-        col(own.queue_id) == queue.id, col(own.pair_id) == col(free.pair_id), col(own.account_id) == account_id
-    )
-    chosen = (
-        sa.select(col(free.id))
-        .where(col(free.queue_id) == queue.id, col(free.first).is_(None), ~has_one.exists())
-        .where(sa.or_(col(free.account_id).is_(None), col(free.lease_until) < now))
-        .order_by(col(free.place), col(free.position))
-        .limit(1)
-    )
-    if session.get_bind().dialect.name == "postgresql":
-        chosen = chosen.with_for_update(skip_locked=True, of=free)
-    return (
-        sa.update(Answer)
-        .where(col(Answer.id) == chosen.scalar_subquery(), col(Answer.first).is_(None))
-        .where(sa.or_(col(Answer.account_id).is_(None), col(Answer.lease_until) < now))
-        .values(account_id=account_id, lease_until=now + LEASE_S)
-        .returning(col(Answer.id))
-    )
-
-
-def check_judging_is_over(session: Session, verdict_set: VerdictSet) -> None:
+def check_judging_is_over(session: Session, verdict_set: VerdictSet | RatingSet) -> None:
     """Raises Invalid while verdicts are still being added: a draw or a snapshot of half of them would be no sample."""
     run = session.get(Run, verdict_set.run_id) if verdict_set.run_id else None
     if run is not None and run.is_live:
         raise Invalid(f"“{verdict_set.name}” is still being judged (run {run.id}): wait until that run has ended.")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What one person has done in a queue."""
+
+    name: str
+    n: int
+    n_skipped: int
+    seconds: float | None  # the median of their last answers
+    last_at: datetime | None
+
+
+def read_progress(session: Session, queue: Queue, account_id: int | None = None) -> list[Progress]:
+    """Each person's progress in a queue, the busiest first; or one person's alone."""
+    kind: Any = Mark if queue.kind == "scoring" else Answer
+    is_skip = kind.is_skipped if queue.kind == "scoring" else kind.first == "skip"
+    query = (
+        sa.select(
+            kind.account_id, col(Account.name), sa.func.count().label("n"),
+            sa.func.sum(sa.case((is_skip, 1), else_=0)).label("n_skipped"), sa.func.max(kind.answered_at).label("at"),
+        )
+        .join(Account, col(Account.id) == kind.account_id)
+        .where(kind.queue_id == queue.id, kind.answered_at.is_not(None))
+        .group_by(kind.account_id, col(Account.name))
+        .order_by(sa.desc("n"), col(Account.name))
+    )  # fmt: skip
+    if account_id is not None:
+        query = query.where(kind.account_id == account_id)
+    return [
+        Progress(row.name, row.n, row.n_skipped, _median_seconds(session, kind, queue, row.account_id), row.at)
+        for row in session.execute(query).all()
+    ]
+
+
+def _median_seconds(session: Session, kind: Any, queue: Queue, account_id: int) -> float | None:
+    recent = (
+        sa.select(kind.seconds)
+        .where(kind.queue_id == queue.id, kind.account_id == account_id, kind.answered_at.is_not(None))
+        .order_by(kind.answered_at.desc(), kind.id.desc())
+        .limit(RECENT)
+    )
+    seconds = [value for value in session.execute(recent).scalars() if value is not None]
+    return statistics.median(seconds) if seconds else None
+
+
+def latest_verdict_set(session: Session, project_id: int) -> int | None:
+    """The verdicts a new queue is offered for."""
+    mine = select(VerdictSet.id).where(VerdictSet.project_id == project_id, col(VerdictSet.archived_at).is_(None))
+    return session.exec(mine.order_by(col(VerdictSet.id).desc()).limit(1)).first()
+
+
+def set_closed(session: Session, queue: Queue, is_closed: bool) -> None:
+    """Closes a queue, so that nobody takes from it or answers in it, or opens it again; nothing is lost by either."""
+    queue.closed_at = now() if is_closed else None
+    session.flush()

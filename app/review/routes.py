@@ -8,32 +8,22 @@ from fastapi.responses import RedirectResponse, Response
 from app.db import Db, get
 from app.errors import NotFound
 from app.html import html
-from app.judging.models import VerdictSet
+from app.judging.models import RatingSet, VerdictSet
 from app.projects.access import Grader, Member, Researcher, Viewer
+from app.review import override_routes, scoring_routes
 from app.review.agreement import count_answered, read_agreement, read_agreements
-from app.review.answers import (
-    as_shown,
-    change_answer,
-    give_answer,
-    is_contradiction,
-    project_answer,
-    project_override,
-    withdraw,
-)
-from app.review.models import Answer, Queue
-from app.review.pages import (
-    answers_table,
-    last_answered,
-    name_for,
-    overrides_table,
-    queues_table,
-    read_revealed,
-    read_shown,
-)
-from app.review.queues import claim_place, held_place, project_queue
+from app.review.answers import LATER_WHY, as_shown, change_answer, give_answer, is_contradiction, project_answer
+from app.review.leases import give_back, held_place, keep_draft
+from app.review.models import Answer, Mark, Queue
+from app.review.pages import last_answered, named, read_others, read_revealed, read_shown
+from app.review.queues import claim_place, latest_verdict_set, project_queue, read_progress, set_closed
+from app.review.scoring_routes import claim_mark, next_mark_json, show_next_mark
+from app.review.tables import queues_table, results_table
 from app.tables import FORMATS, Format, read_page, respond
 
 router = APIRouter()
+router.include_router(override_routes.router)  # before /review/{queue_id}, which would take “overrides” for a number
+router.include_router(scoring_routes.router)
 
 Choice = Annotated[str, Form(max_length=20)]
 Note = Annotated[str, Form(max_length=10_000)]
@@ -41,10 +31,6 @@ Note = Annotated[str, Form(max_length=10_000)]
 
 def _root(member: Member) -> str:
     return f"/p/{member.project.slug}/review"
-
-
-def _named(member: Member, queue: Queue) -> dict[str, Any]:
-    return {"queue": queue, "name": name_for(member, queue), "title": name_for(member, queue)}
 
 
 def _see_other(url: str) -> Response:
@@ -55,14 +41,11 @@ def _see_other(url: str) -> Response:
 def list_queues(request: Request, member: Grader, session: Db) -> Response:
     """Queues, and how well judge and people agree."""
     agreements = read_agreements(session, member.project.id) if member.may("viewer") else []
-    table = queues_table(member)
-    return respond(request, session, table, "html", "review/list.html", title="Review", agreements=agreements)
-
-
-@router.get("/p/{project}/review/overrides")
-def list_overrides(request: Request, member: Viewer, session: Db) -> Response:
-    """Labels that people changed: who, when, why; standing or withdrawn."""
-    return respond(request, session, overrides_table(member), "html", "review/overrides.html", title="Overrides")
+    latest = latest_verdict_set(session, member.project.id) if member.may("researcher") else None
+    return respond(
+        request, session, queues_table(member), "html", "review/list.html", title="Review", agreements=agreements,
+        latest=latest,
+    )  # fmt: skip
 
 
 def _downloads(fmt: Format) -> None:
@@ -70,13 +53,9 @@ def _downloads(fmt: Format) -> None:
     def download_queues(request: Request, member: Grader, session: Db) -> Response:
         return respond(request, session, queues_table(member), fmt, "review/list.html")
 
-    @router.get(f"/p/{{project}}/review/overrides.{fmt}", name=f"download_overrides_{fmt}")
-    def download_overrides(request: Request, member: Viewer, session: Db) -> Response:
-        return respond(request, session, overrides_table(member), fmt, "review/overrides.html")
-
     @router.get(f"/p/{{project}}/review/{{queue_id}}.{fmt}", name=f"download_answers_{fmt}")
     def download_answers(request: Request, member: Viewer, session: Db, queue_id: int) -> Response:
-        table = answers_table(member, project_queue(session, member, queue_id))
+        table = results_table(member, project_queue(session, member, queue_id))
         return respond(request, session, table, fmt, "review/queue.html")
 
 
@@ -84,46 +63,62 @@ for _fmt in FORMATS:
     _downloads(_fmt)  # type: ignore[arg-type]
 
 
-@router.post("/p/{project}/review/overrides/{override_id}/withdraw")
-def withdraw_override(member: Researcher, session: Db, override_id: int) -> Response:
-    """Takes an override back: the verdict speaks again."""
-    withdraw(session, project_override(session, member, override_id), member.account.id)
-    return _see_other(f"{_root(member)}/overrides")
-
-
 @router.get("/p/{project}/review/{queue_id}")
 def show_queue(request: Request, member: Grader, session: Db, queue_id: int) -> Response:
-    """One queue: what it is, how far it is, and for an audit what it says of the judge."""
+    """One queue: what it is, how far it is and by whom, and for an audit what it says of the judge."""
     queue = project_queue(session, member, queue_id)
     done, total = count_answered(session, queue)
-    context: dict[str, Any] = {"agreement": None, "page": None, "verdict_set": None}
-    if member.may("viewer"):
-        context["page"] = read_page(request, session, answers_table(member, queue))
-        context["verdict_set"] = get(session, VerdictSet, queue.verdict_set_id or 0)
-        if queue.kind == "audit":
-            context["agreement"] = read_agreement(session, queue)
+    is_viewer = member.may("viewer")
     return html(
-        request,
-        "review/queue.html",
-        title=name_for(member, queue),
-        name=name_for(member, queue),
-        queue=queue,
-        done=done,
-        total=total,
-        **context,
-    )
+        request, "review/queue.html", **named(member, queue), done=done, total=total,
+        page=read_page(request, session, results_table(member, queue)),
+        progress=read_progress(session, queue, None if is_viewer else member.account.id),
+        held=held_place(session, _kind_of(queue), queue, member.account.id),
+        verdict_set=get(session, VerdictSet, queue.verdict_set_id) if is_viewer and queue.verdict_set_id else None,
+        rating_set=get(session, RatingSet, queue.rating_set_id) if is_viewer and queue.rating_set_id else None,
+        agreement=read_agreement(session, queue) if is_viewer and queue.kind == "audit" else None,
+    )  # fmt: skip
+
+
+def _kind_of(queue: Queue) -> Any:
+    return Mark if queue.kind == "scoring" else Answer
+
+
+@router.post("/p/{project}/review/{queue_id}/close")
+def close_queue(member: Researcher, session: Db, queue_id: int) -> Response:
+    """Nobody takes from this queue any more; what was answered stays."""
+    set_closed(session, project_queue(session, member, queue_id), True)
+    return _see_other(f"{_root(member)}/{queue_id}")
+
+
+@router.post("/p/{project}/review/{queue_id}/reopen")
+def reopen_queue(member: Researcher, session: Db, queue_id: int) -> Response:
+    """The queue goes on where it was."""
+    set_closed(session, project_queue(session, member, queue_id), False)
+    return _see_other(f"{_root(member)}/{queue_id}")
+
+
+@router.post("/p/{project}/review/{queue_id}/release")
+def release_place(member: Grader, session: Db, queue_id: int) -> Response:
+    """Gives back what this person holds; a comment begun comes back with it if nobody takes it meanwhile."""
+    queue = project_queue(session, member, queue_id)
+    give_back(session, _kind_of(queue), queue, member.account.id)
+    return _see_other(f"{_root(member)}/{queue.id}")
 
 
 @router.get("/p/{project}/review/{queue_id}/next")
 def show_next(request: Request, member: Grader, session: Db, queue_id: int, auto: bool = False) -> Response:
-    """The pair this person holds; the verdict is not in the page. Taking a pair is a POST to this address."""
+    """What this person holds; the verdict is not in the page. Taking it is a POST to this address."""
     queue = project_queue(session, member, queue_id)
-    answer = held_place(session, queue, member.account.id)
+    if queue.kind == "scoring":
+        return show_next_mark(request, member, session, queue)
+    answer = held_place(session, Answer, queue, member.account.id)
     last = last_answered(session, queue, member.account.id)
     done, total = count_answered(session, queue)
     return html(
-        request, "review/next.html", **_named(member, queue), answer=answer, done=done, total=total,
+        request, "review/next.html", **named(member, queue), answer=answer, done=done, total=total,
         auto=auto, last=last, shown=read_shown(session, answer) if answer else None,
+        others=read_others(session, answer) if answer and queue.kind == "adjudication" else [],
         revealed=read_revealed(session, last, queue) if last and auto else None,
         last_choice=as_shown(last.first, last.is_swapped) if last else None,
     )  # fmt: skip
@@ -131,9 +126,12 @@ def show_next(request: Request, member: Grader, session: Db, queue_id: int, auto
 
 @router.post("/p/{project}/review/{queue_id}/next")
 def take_next(member: Grader, session: Db, queue_id: int, auto: Annotated[bool, Form()] = False) -> Response:
-    """Takes the next pair for this person."""
+    """Takes the next item for this person."""
     queue = project_queue(session, member, queue_id)
-    claim_place(session, queue, member.account.id)
+    if queue.kind == "scoring":
+        claim_mark(session, queue, member.account.id)
+    else:
+        claim_place(session, queue, member.account.id)
     return _see_other(f"{_root(member)}/{queue.id}/next{'?auto=1' if auto else ''}")
 
 
@@ -155,10 +153,10 @@ def show_answer(request: Request, member: Grader, session: Db, answer_id: int) -
     outcome = None if revealed.choice is None else revealed.choice
     first = as_shown(answer.first, answer.is_swapped)
     return html(
-        request, "review/answer.html", **_named(member, queue), answer=answer, revealed=revealed,
+        request, "review/answer.html", **named(member, queue), answer=answer, revealed=revealed,
         shown=read_shown(session, answer), first=first, later=as_shown(answer.later, answer.is_swapped),
         is_agreed=answer.first != "skip" and not is_contradiction(str(first), outcome),
-        is_own=answer.account_id == member.account.id,
+        is_own=answer.account_id == member.account.id, later_why=LATER_WHY,
     )  # fmt: skip
 
 
@@ -174,6 +172,14 @@ def answer_pair(
         claim_place(session, queue, member.account.id)
         return _see_other(f"{_root(member)}/{queue.id}/next{'?auto=1' if auto else ''}")
     return _see_other(f"{_root(member)}/answers/{answer.id}")
+
+
+@router.post("/p/{project}/review/answers/{answer_id}/draft")
+def draft_comment(member: Grader, session: Db, answer_id: int, note: Note = "") -> Response:
+    """Keeps the comment that is being written, so that it survives a reload or a closed tab."""
+    answer, _ = _own_answer(session, member, answer_id)
+    keep_draft(session, Answer, answer.id, member.account.id, note)
+    return Response(status_code=204)
 
 
 @router.post("/p/{project}/review/answers/{answer_id}/later")
@@ -200,8 +206,10 @@ def _answer_json(session: Db, answer: Answer, queue: Queue) -> dict[str, Any]:
 
 @router.post("/api/v1/p/{project}/review/{queue_id}/next")
 def take_next_api(member: Grader, session: Db, queue_id: int) -> dict[str, Any] | None:
-    """Takes the next pair for this person; null when nothing is left."""
+    """Takes the next pair (or completion) for this person; null when nothing is left."""
     queue = project_queue(session, member, queue_id)
+    if queue.kind == "scoring":
+        return next_mark_json(session, member, queue)
     answer = claim_place(session, queue, member.account.id)
     return _answer_json(session, answer, queue) if answer else None
 
@@ -227,11 +235,3 @@ def change_label_api(
     answer, queue = _own_answer(session, member, answer_id)
     change_answer(session, answer, queue, member.account.id, choice, note)
     return _answer_json(session, answer, queue)
-
-
-@router.post("/api/v1/p/{project}/overrides/{override_id}/withdraw")
-def withdraw_override_api(member: Researcher, session: Db, override_id: int) -> dict[str, Any]:
-    """Takes an override back."""
-    override = project_override(session, member, override_id)
-    withdraw(session, override, member.account.id)
-    return override.model_dump(mode="json")

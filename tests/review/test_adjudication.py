@@ -111,7 +111,7 @@ def test_an_even_split_is_unsettled_until_an_adjudicator_speaks(split: Queue) ->
 
 def test_an_adjudicator_who_sides_with_the_verdict_needs_no_override(split: Queue) -> None:
     ann, ben, cay = people_of("ann", "ben", "cay")
-    pair = [say(split, ann, "a") for _ in range(3)][0]
+    pair, _, _ = (say(split, ann, "a") for _ in range(3))
     assert say(split, ben, "b") == pair
     with transaction() as session:
         queue = Queue(project_id=split.project_id, name="to settle", verdict_set_id=split.verdict_set_id,

@@ -1,0 +1,113 @@
+"""Places in a queue, handed out under a lease: two people never hold the same one, and nobody gets an item twice."""
+
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy import Executable
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import aliased
+from sqlmodel import Session, col, select
+
+from app.db import clean_text, db_now
+from app.errors import Conflict
+from app.review.models import Answer, Mark, Queue
+
+LEASE_S = 15 * 60.0
+IDLE_S = 5 * 60.0  # a longer pause over one item is no work: its time is counted up to here
+NOTE_MAX = 10_000
+
+Place = TypeVar("Place", Answer, Mark)
+
+
+def _is_open(kind: Any) -> Any:
+    """That a place has no answer yet, as its index knows it."""
+    return (kind.first if hasattr(kind, "first") else kind.answered_at).is_(None)
+
+
+def _item(kind: Any) -> Any:
+    return kind.pair_id if hasattr(kind, "pair_id") else kind.completion_id
+
+
+def held_place(session: Session, kind: type[Place], queue: Queue, account_id: int) -> Place | None:
+    """The place this person holds and has not answered, if any. A lease that is over still counts until it is taken."""
+    mine = select(kind).where(kind.queue_id == queue.id, kind.account_id == account_id, _is_open(kind))
+    return session.exec(mine.order_by(col(kind.position)).limit(1)).first()
+
+
+def claim(session: Session, kind: type[Place], queue: Queue, account_id: int) -> Place | None:
+    """The place this person is to answer next, held for a quarter of an hour; None when nothing is left for them.
+
+    One atomic UPDATE takes it, so two people never hold the same place, on either database. A place that is held
+    already is held anew, and its clock begins again.
+    """
+    if queue.closed_at is not None:
+        raise Conflict("This queue is closed.")
+    held = held_place(session, kind, queue, account_id)
+    if held is not None:
+        renewed = session.execute(
+            sa.update(kind)
+            .where(col(kind.id) == held.id, col(kind.account_id) == account_id, _is_open(kind))
+            .values(lease_until=db_now(session) + LEASE_S)
+        )
+        if renewed.rowcount == 1:  # type: ignore[attr-defined]
+            session.refresh(held)
+            return held
+    for _ in range(3):
+        try:
+            with session.begin_nested():
+                taken = session.execute(_take(session, kind, queue, account_id)).scalar()
+        except IntegrityError:
+            continue  # another window of the same person took another place of this item at this moment
+        if taken is None:
+            return None
+        return session.exec(select(kind).where(kind.id == taken).execution_options(populate_existing=True)).one()
+    raise Conflict("This queue is open in another window of yours: go on there, or try again.")
+
+
+def _take(session: Session, kind: type[Place], queue: Queue, account_id: int) -> Executable:
+    """The UPDATE that takes the first free place of an item this person has no place of."""
+    now = db_now(session)
+    free: Any = aliased(kind)
+    own: Any = aliased(kind)
+    has_one = sa.select(own.id).where(own.queue_id == queue.id, _item(own) == _item(free), own.account_id == account_id)
+    chosen = (
+        sa.select(free.id)
+        .where(free.queue_id == queue.id, _is_open(free), ~has_one.exists())
+        .where(sa.or_(free.account_id.is_(None), free.lease_until < now))
+        .order_by(free.place, free.position)
+        .limit(1)
+    )
+    if session.get_bind().dialect.name == "postgresql":
+        chosen = chosen.with_for_update(skip_locked=True, of=free)
+    return (
+        sa.update(kind)
+        .where(col(kind.id) == chosen.scalar_subquery(), _is_open(kind))
+        .where(sa.or_(col(kind.account_id).is_(None), col(kind.lease_until) < now))
+        .values(account_id=account_id, lease_until=now + LEASE_S, note="")  # a comment begun was the other's
+        .returning(col(kind.id))
+    )
+
+
+def give_back(session: Session, kind: type[Place], queue: Queue, account_id: int) -> None:
+    """Ends the lease of what this person holds: anybody may take it now; come back first, and it is theirs again."""
+    session.execute(
+        sa.update(kind)
+        .where(col(kind.queue_id) == queue.id, col(kind.account_id) == account_id, _is_open(kind))
+        .values(lease_until=0.0)
+    )
+
+
+def keep_draft(session: Session, kind: type[Place], place_id: int, account_id: int, note: str) -> bool:
+    """Keeps a comment that is being written with the place; False once the place is answered or another's."""
+    kept = session.execute(
+        sa.update(kind)
+        .where(col(kind.id) == place_id, col(kind.account_id) == account_id, _is_open(kind))
+        .values(note=clean_text(note)[:NOTE_MAX])
+    )
+    return bool(kept.rowcount == 1)  # type: ignore[attr-defined]
+
+
+def seconds_held(session: Session, place: Answer | Mark) -> float:
+    """How long a place has been held by the database's clock, a pause counted up to IDLE_S; call it at the answer."""
+    now = db_now(session)
+    return min(max(now - ((place.lease_until or now) - LEASE_S), 0.0), IDLE_S)
