@@ -10,6 +10,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,12 +22,15 @@ from app.db import get
 from app.errors import Invalid
 from app.prompts.demo_corpus import list_prompts
 from app.prompts.fields import BadField, Draft, pick_split, read_prompt
-from app.prompts.files import BadRow, Rows, find_file, read_rows
+from app.prompts.files import BadRow, Rows
 from app.prompts.models import SPLITS, Prompt, PromptSet, RejectedRow
 from app.prompts.recipes import ImportPromptsRecipe
+from app.prompts.sources import open_rows
+from worker.compact_map import CompactMap, hash64
+from worker.hub import fetch_hub
 from worker.job import Job
 
-CHUNK = 500
+CHUNK = 4_000
 KEPT_REJECTED = 10_000  # rows of a hopeless file that are stored; the rest is only counted
 
 
@@ -72,9 +76,11 @@ def import_prompts(job: Job) -> None:
 
 
 def _validate_prompts(job: Job, recipe: ImportPromptsRecipe, spool: Path) -> None:
-    rows: Rows = (
-        iter(enumerate(list_prompts(), 1)) if recipe.shipped else read_rows(find_file(recipe.path), recipe.format)
-    )
+    if recipe.shipped:
+        rows: Rows = iter(enumerate(list_prompts(), 1))
+    else:
+        found = fetch_hub(job, recipe)
+        rows = open_rows(found.path, found.format)
     with PromptSpool(spool, recipe.dev_share, recipe.test_share, set(recipe.ood_categories)) as writer:
         rejects = Rejects(job)
         _read_prompts(job, recipe, rows, writer, rejects)
@@ -85,7 +91,7 @@ def _validate_prompts(job: Job, recipe: ImportPromptsRecipe, spool: Path) -> Non
 def _read_prompts(job: Job, recipe: ImportPromptsRecipe, rows: Rows, writer: "PromptSpool", rejects: Rejects) -> None:
     n_long = 0
     for number, row in enumerate(rows, 1):
-        if number % 200 == 0:
+        if number % 2_000 == 0:
             job.progress(number, 0, f"reading: {number:,} rows")
         if isinstance(row, BadRow):
             rejects.add(row.line, row.reason)
@@ -108,14 +114,19 @@ def _read_prompts(job: Job, recipe: ImportPromptsRecipe, rows: Rows, writer: "Pr
 
 
 class PromptSpool:
-    """Validated prompts, a line each; duplicates merged, and splits fixed once all groups are known."""
+    """Validated prompts, a line each; duplicates merged, and splits fixed once all groups are known.
+
+    What is kept of each row is a hash (compact_map.py): a file of any length needs little memory.
+    """
 
     def __init__(self, path: Path, dev_share: float, test_share: float, ood_categories: set[str]) -> None:
         self.path, self.dev_share, self.test_share, self.ood = path, dev_share, test_share, ood_categories
         self.n = self.n_merged = 0
-        self.places: dict[str, int] = {}  # hash → position
-        self.own: dict[str, tuple[str, int]] = {}  # group → the split a row brought, and its line
-        self.moved: set[str] = set()  # groups that hold an out-of-distribution category
+        self.places = CompactMap()  # prompt → position
+        self.own = CompactMap()  # group → the line that brought its split, and the split
+        self.moved: set[int] = set()  # groups that hold an out-of-distribution category
+        self.n_own = 0
+        self.digest, self.counts = hashlib.sha256(), Counter[str]()
         self._pending = path.with_suffix(".partial")
         self._file = self._pending.open("w", encoding="utf-8")
 
@@ -127,49 +138,70 @@ class PromptSpool:
 
     def add(self, draft: Draft, line: int) -> int:
         """The prompt's position in the set; raises BadField when its group already stands in another split."""
-        found = self.places.get(draft.sha256)
+        sha256 = draft.sha256
+        key = int(sha256[:16], 16) or 1
+        found = self.places.get(key)
         if found is not None:
             self.n_merged += 1
             return found
+        group = hash64(draft.group)
         if draft.split:
-            split, at = self.own.setdefault(draft.group, (draft.split, line))
-            if split != draft.split:
-                raise BadField(
-                    f"its group “{draft.group[:60]}” stands in {split} (line {at}) and here in {draft.split}: a group "
-                    "belongs to one split"
-                )
+            self._claim(draft, group, line)
+            self.n_own += 1
         if draft.category in self.ood:
-            self.moved.add(draft.group)
-        self.places[draft.sha256] = self.n
-        self._file.write(json.dumps({**vars(draft), "sha256": draft.sha256}, ensure_ascii=False) + "\n")
+            self.moved.add(group)
+        self.places.setdefault(key, self.n)
+        split = self._split_of(draft.group, group)
+        self._count(sha256, split, draft.group)
+        row = [
+            split, sha256, draft.group, draft.messages, draft.follow_ups, draft.reference, draft.category,
+            draft.source, draft.licence,
+        ]  # fmt: skip
+        self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
         self.n += 1
         return self.n - 1
 
-    def split_of(self, group: str) -> str:
+    def _claim(self, draft: Draft, group: int, line: int) -> None:
+        known = self.own.setdefault(group, line * 4 + SPLITS.index(draft.split))
+        if known is not None and SPLITS[known % 4] != draft.split:
+            raise BadField(
+                f"its group “{draft.group[:60]}” stands in {SPLITS[known % 4]} (line {known // 4}) and here in "
+                f"{draft.split}: a group belongs to one split"
+            )
+
+    def _split_of(self, group: str, key: int) -> str:
         """The whole group's split: out of distribution, else the one it brought, else by its hash."""
-        if group in self.moved:
+        if key in self.moved:
             return "ood"
-        return self.own[group][0] if group in self.own else pick_split(group, self.dev_share, self.test_share)
+        own = self.own.get(key) if self.n_own else None
+        return SPLITS[own % 4] if own is not None else pick_split(group, self.dev_share, self.test_share)
+
+    def _count(self, sha256: str, split: str, group: str) -> None:
+        self.counts[split] += 1
+        self.digest.update(f"{sha256} {split} {group}\n".encode())
 
     def finish(self, n_rejected: int) -> None:
-        """Writes the splits and what the set's row says, then gives the spool its name."""
+        """Fixes the splits and writes what the set's row says, then gives the spool its name."""
         self._file.close()
+        if self.moved or 0 < self.n_own < self.n:  # a later row may have decided the split of an earlier one
+            self._split_again()
+        facts = {
+            "n": self.n, "n_merged": self.n_merged, "n_rejected": n_rejected, "sha256": self.digest.hexdigest(),
+            "counts": {split: self.counts[split] for split in SPLITS if self.counts[split]},
+        }  # fmt: skip
+        self.path.with_suffix(".facts").write_text(json.dumps(facts))
+        os.replace(self._pending, self.path)
+
+    def _split_again(self) -> None:
         final = self.path.with_suffix(".final")
-        digest, counts = hashlib.sha256(), Counter[str]()
+        self.digest, self.counts = hashlib.sha256(), Counter[str]()
         with self._pending.open(encoding="utf-8") as rows, final.open("w", encoding="utf-8") as out:
             for line in rows:
                 row = json.loads(line)
-                row["split"] = self.split_of(row["group"])
-                counts[row["split"]] += 1
-                digest.update(f"{row['sha256']} {row['split']} {row['group']}\n".encode())
+                row[0] = self._split_of(row[2], hash64(row[2]))
+                self._count(row[1], row[0], row[2])
                 out.write(json.dumps(row, ensure_ascii=False) + "\n")
-        facts = {
-            "n": self.n, "n_merged": self.n_merged, "n_rejected": n_rejected, "sha256": digest.hexdigest(),
-            "counts": {split: counts[split] for split in SPLITS if counts[split]},
-        }  # fmt: skip
-        self.path.with_suffix(".facts").write_text(json.dumps(facts))
-        os.replace(final, self.path)
-        self._pending.unlink()
+        os.replace(final, self._pending)
 
 
 def read_facts(spool: Path) -> dict[str, Any]:
@@ -195,24 +227,29 @@ def start_prompt_set(job: Job, wanted: str, facts: dict[str, Any], source: str) 
         return row.id
 
 
+COLUMNS = ("split", "sha256", "grp", "messages", "follow_ups", "reference", "category", "source", "licence")
+
+
 def store_prompts(job: Job, spool: Path, set_id: int, total: int) -> None:
     """Stores the spool's prompts in chunks, going on after those that stand already."""
     with job.read() as session:
         done = count_rows(session, col(Prompt.set_id) == set_id)
-    pending: list[Prompt] = []
-    for position, row in enumerate(read_lines(spool, done), done):
-        row["grp"] = row.pop("group")
-        pending.append(Prompt(set_id=set_id, position=position, **row))
-        if len(pending) == CHUNK:
-            _store_chunk(job, pending, position + 1, total)
-            pending = []
-    _store_chunk(job, pending, total, total)
+    rows = (
+        {"set_id": set_id, "position": position, "overlaps": "", **dict(zip(COLUMNS, row, strict=True))}
+        for position, row in enumerate(read_lines(spool, done), done)
+    )
+    store_rows(job, Prompt, rows, (done, total), "storing prompts")
 
 
-def _store_chunk(job: Job, rows: list[Prompt], done: int, total: int) -> None:
-    with job.write() as session:
-        session.add_all(rows)
-    job.progress(done, total, "storing prompts")
+def store_rows(job: Job, table: Any, rows: Iterator[dict[str, Any]], counts: tuple[int, int], note: str) -> int:
+    """Stores rows, a chunk a transaction; returns how many stand then. Plain inserts: no object is made of a row."""
+    done, total = counts
+    while chunk := list(islice(rows, CHUNK)):
+        with job.write() as session:
+            session.connection().execute(sa.insert(table), chunk)
+        done += len(chunk)
+        job.progress(done, total, note)
+    return done
 
 
 def count_rows(session: Session, condition: Any) -> int:

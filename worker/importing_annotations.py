@@ -24,10 +24,10 @@ from app.db import get
 from app.prompts.files import BadRow, resolve_path
 from worker.compact_map import CompactMap, hash64
 from worker.hub import fetch_hub
-from worker.importing import Rejects, count_rows, read_facts, read_lines
+from worker.importing import Rejects, count_rows, read_facts, read_lines, store_rows
 from worker.job import Job
 
-CHUNK = 2_000
+COLUMNS = ("annotator", "place", "label", "value", "reason")
 
 
 def import_annotations(job: Job) -> None:
@@ -144,7 +144,7 @@ def _validate(job: Job, recipe: ImportAnnotationsRecipe, items: Path, labels: Pa
         rejects = Rejects(job)
         n_rows = 0
         for number, one in enumerate(read_annotations(recipe), 1):
-            if number % 500 == 0:
+            if number % 2_000 == 0:
                 job.progress(number, 0, f"reading: {number:,} rows")
             if isinstance(one, BadRow):
                 rejects.add(one.line, one.reason)
@@ -175,36 +175,20 @@ def _start_set(job: Job, recipe: ImportAnnotationsRecipe, facts: dict[str, Any])
 
 def _store_items(job: Job, spool: Path, set_id: int, total: int) -> None:
     with job.read() as session:
-        stored = count_rows(session, col(AnnotationItem.set_id) == set_id)
-    pending: list[dict[str, Any]] = []
-    for position, row in enumerate(read_lines(spool, stored), stored):
-        pending.append({"set_id": set_id, "position": position, **row})
-        if len(pending) == CHUNK:
-            _store(job, AnnotationItem, pending, position + 1, total, "storing items")
-            pending = []
-    _store(job, AnnotationItem, pending, total, total, "storing items")
+        done = count_rows(session, col(AnnotationItem.set_id) == set_id)
+    rows = (
+        {"set_id": set_id, "position": position, **row} for position, row in enumerate(read_lines(spool, done), done)
+    )
+    store_rows(job, AnnotationItem, rows, (done, total), "storing items")
 
 
 def _store_labels(job: Job, spool: Path, set_id: int, total: int) -> None:
     with job.read() as session:
         found = sa.select(col(AnnotationItem.id)).where(col(AnnotationItem.set_id) == set_id)
         ids = array("q", session.execute(found.order_by(col(AnnotationItem.position))).scalars())
-        stored = count_rows(session, col(Annotation.set_id) == set_id)
-    pending: list[dict[str, Any]] = []
-    for done, row in enumerate(read_lines(spool, stored), stored + 1):
-        item, annotator, place, label, value, reason = row
-        pending.append(
-            {"set_id": set_id, "item_id": ids[item], "annotator": annotator, "place": place, "label": label,
-             "value": value, "reason": reason}
-        )  # fmt: skip
-        if len(pending) == CHUNK:
-            _store(job, Annotation, pending, done, total, "storing labels")
-            pending = []
-    _store(job, Annotation, pending, total, total, "storing labels")
-
-
-def _store(job: Job, table: Any, rows: list[dict[str, Any]], done: int, total: int, note: str) -> None:
-    if rows:
-        with job.write() as session:
-            session.execute(sa.insert(table), rows)
-    job.progress(done, total, note)
+        done = count_rows(session, col(Annotation.set_id) == set_id)
+    rows = (
+        {"set_id": set_id, "item_id": ids[item], **dict(zip(COLUMNS, rest, strict=True))}
+        for item, *rest in read_lines(spool, done)
+    )
+    store_rows(job, Annotation, rows, (done, total), "storing labels")

@@ -7,6 +7,9 @@ side a completion stands on is drawn by hash: some files put the better one alwa
 import hashlib
 import json
 import os
+from array import array
+from collections import Counter
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self, TextIO
 
@@ -18,21 +21,26 @@ from app.checkpoints.naming import store_named
 from app.db import get, now
 from app.errors import Invalid
 from app.judging.models import Judge, Opinion, Verdict, VerdictSet
-from app.pairs.fields import read_pair
+from app.pairs.fields import PairDraft, read_pairs
 from app.pairs.models import Completion, Pair, PairSet
 from app.prompts.fields import BadField
-from app.prompts.files import BadRow, find_file, read_rows
+from app.prompts.files import BadRow
 from app.prompts.models import Prompt, PromptSet
 from app.prompts.recipes import ImportPairsRecipe
+from app.prompts.sources import open_rows
+from worker.compact_map import CompactMap, hash64
+from worker.hub import fetch_hub
 from worker.importing import (
     CHUNK,
     PromptSpool,
     Rejects,
+    count_rows,
     finish_prompt_set,
     read_facts,
     read_lines,
     start_prompt_set,
     store_prompts,
+    store_rows,
 )
 from worker.job import Job
 
@@ -61,14 +69,18 @@ def import_pairs(job: Job) -> None:
 
 
 class PairSpool:
-    """Validated completions and pairs, a line each. The same text for the same prompt is one completion."""
+    """Validated completions and pairs, a line each. The same text for the same prompt is one completion.
+
+    Of each completion and pair only a hash is kept (compact_map.py), and its number within its prompt.
+    """
 
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder, self.seed = folder, seed
-        self.n = self.n_merged = 0
-        self.completions: dict[tuple[int, str], int] = {}  # (prompt, hash of text) → sample
-        self.samples: dict[int, int] = {}  # prompt → how many completions
-        self.labels: dict[tuple[int, int, int], tuple[bool, int]] = {}  # pair → label, line
+        self.n = self.n_merged = self.n_completions = 0
+        self.completions = CompactMap()  # prompt and text → place in the file of completions
+        self.sample_of = array("I")  # completion → number within its prompt
+        self.n_samples = array("I")  # prompt → how many completions
+        self.labels = CompactMap()  # pair → line and label
         self._pairs = self._begin("pairs")
         self._texts = self._begin("completions")
 
@@ -83,31 +95,35 @@ class PairSpool:
         return (self.folder / f"{name}.partial").open("w", encoding="utf-8")
 
     def _completion(self, prompt: int, text: str) -> int:
-        key = (prompt, hashlib.sha256(text.encode()).hexdigest())
-        if key not in self.completions:
-            self.completions[key] = self.samples.get(prompt, 0)
-            self.samples[prompt] = self.completions[key] + 1
-            row = {"prompt": prompt, "sample": self.completions[key], "text": text}
-            self._texts.write(json.dumps(row, ensure_ascii=False) + "\n")
-        return self.completions[key]
+        """The completion's place in the file of completions."""
+        found = self.completions.setdefault(hash64(str(prompt), text), self.n_completions)
+        if found is not None:
+            return found
+        if prompt == len(self.n_samples):
+            self.n_samples.append(0)
+        sample = self.n_samples[prompt]
+        self.n_samples[prompt] = sample + 1
+        self.sample_of.append(sample)
+        self._texts.write(json.dumps([prompt, sample, text], ensure_ascii=False) + "\n")
+        self.n_completions += 1
+        return self.n_completions - 1
 
-    def add(self, prompt: int, chosen: str, rejected: str, line: int) -> None:
-        """Adds a labelled pair; raises BadField when an earlier line labels the same two texts the other way."""
-        first, second = self._completion(prompt, chosen), self._completion(prompt, rejected)
-        key = (prompt, min(first, second), max(first, second))
-        is_low_chosen = first < second
-        if key in self.labels:
-            known, at = self.labels[key]
-            if known != is_low_chosen:
-                raise BadField(f"line {at} labels the same two texts the other way round: leave one of them out")
+    def add(self, prompt: int, draft: PairDraft, line: int) -> None:
+        """Adds a labelled pair; raises BadField when an earlier line labels the same two texts otherwise."""
+        first, second = self._completion(prompt, draft.first), self._completion(prompt, draft.second)
+        low, high = min(first, second), max(first, second)
+        label = 2 if draft.label == "tie" else int((draft.label == "a") == (first < second))
+        known = self.labels.setdefault(hash64(str(low), str(high)), line * 3 + label)
+        if known is not None:
+            if known % 3 != label:
+                raise BadField(f"line {known // 3} labels the same two texts otherwise: leave one of them out")
             self.n_merged += 1
             return
-        self.labels[key] = (is_low_chosen, line)
-        digest = hashlib.sha256(f"{self.seed}\0{prompt}\0{key}".encode()).digest()
-        is_chosen_a = digest[0] % 2 == 0
-        a, b = (first, second) if is_chosen_a else (second, first)
-        row = {"prompt": prompt, "a": a, "b": b, "choice": "a" if is_chosen_a else "b"}
-        self._pairs.write(json.dumps(row) + "\n")
+        key = (prompt, self.sample_of[low], self.sample_of[high])
+        is_first_a = hashlib.sha256(f"{self.seed}\0{prompt}\0{key}".encode()).digest()[0] % 2 == 0
+        a, b = (first, second) if is_first_a else (second, first)
+        choice = draft.label if is_first_a or label == 2 else {"a": "b", "b": "a"}[draft.label]
+        self._pairs.write(json.dumps([prompt, a, b, choice]) + "\n")
         self.n += 1
 
     def finish(self) -> None:
@@ -130,20 +146,21 @@ def _validate(job: Job, recipe: ImportPairsRecipe, prompts: Path, pairs: Path) -
 
 def _read_pairs(job: Job, recipe: ImportPairsRecipe, writer: PromptSpool, spool: PairSpool, rejects: Rejects) -> None:
     n_long = 0
-    for number, row in enumerate(read_rows(find_file(recipe.path)), 1):
-        if number % 200 == 0:
+    found = fetch_hub(job, recipe)
+    for number, row in enumerate(open_rows(found.path, found.format), 1):
+        if number % 2_000 == 0:
             job.progress(number, 0, f"reading: {number:,} rows")
         if isinstance(row, BadRow):
             rejects.add(row.line, row.reason)
             continue
         line, value = row
         try:
-            draft = read_pair(value, recipe)
-            longest = max(draft.prompt.n_chars, len(draft.chosen), len(draft.rejected))
-            if recipe.max_chars and longest > recipe.max_chars:
+            drafts = read_pairs(value, recipe)
+            if recipe.max_chars and _longest(drafts) > recipe.max_chars:
                 n_long += 1
                 continue
-            spool.add(writer.add(draft.prompt, line), draft.chosen, draft.rejected, line)
+            for draft in drafts:
+                spool.add(writer.add(draft.prompt, line), draft, line)
         except BadField as error:
             rejects.add(line, str(error))
         if recipe.limit and spool.n >= recipe.limit:
@@ -156,10 +173,18 @@ def _read_pairs(job: Job, recipe: ImportPairsRecipe, writer: PromptSpool, spool:
         job.log(f"merged {spool.n_merged:,} exact duplicates of pairs")
 
 
-def _prompt_ids(session: Session, set_id: int) -> list[int]:
+def _longest(drafts: list[PairDraft]) -> int:
+    return max(max(one.prompt.n_chars, len(one.first), len(one.second)) for one in drafts)
+
+
+def _ids(session: Session, query: Any) -> "array[int]":
+    """The ids that a query finds, eight bytes each."""
+    return array("q", session.execute(query).scalars().yield_per(10_000))
+
+
+def _prompt_ids(session: Session, set_id: int) -> "array[int]":
     """Ids of the set's prompts by position."""
-    found = select(Prompt.id).where(Prompt.set_id == set_id).order_by(col(Prompt.position))
-    return list(session.exec(found).all())
+    return _ids(session, sa.select(col(Prompt.id)).where(col(Prompt.set_id) == set_id).order_by(col(Prompt.position)))
 
 
 def _store_completions(job: Job, spool: Path, set_id: int) -> int:
@@ -167,31 +192,15 @@ def _store_completions(job: Job, spool: Path, set_id: int) -> int:
         set_name = get(session, PromptSet, set_id).name
         arm_id = find_or_make_imported_arm(session, job.project_id, f"{set_name}: imported").id
         prompt_ids = _prompt_ids(session, set_id)
-        done = _n(session, col(Completion.run_id) == job.run_id)
-    pending: list[Completion] = []
-    place = done
-    for place, row in enumerate(read_lines(spool, done), done + 1):
-        pending.append(
-            Completion(
-                prompt_id=prompt_ids[row["prompt"]], arm_id=arm_id, run_id=job.run_id, sample=row["sample"],
-                text=row["text"], stop_reason="imported",
-            )
-        )  # fmt: skip
-        if len(pending) == CHUNK:
-            _store(job, pending, f"storing completions: {place:,}")
-            pending = []
-    _store(job, pending, f"storing completions: {place:,}")
-    return place
-
-
-def _store(job: Job, rows: list[Any], note: str) -> None:
-    with job.write() as session:
-        session.add_all(rows)
-    job.progress(0, 0, note)
-
-
-def _n(session: Session, condition: Any) -> int:
-    return int(session.execute(sa.select(sa.func.count()).where(condition)).scalar_one())
+        done = count_rows(session, col(Completion.run_id) == job.run_id)
+    rows = (
+        {
+            "prompt_id": prompt_ids[prompt], "arm_id": arm_id, "run_id": job.run_id, "sample": sample, "text": text,
+            "n_tokens": 0, "stop_reason": "imported", "is_prompt_truncated": False,
+        }
+        for prompt, sample, text in read_lines(spool, done)
+    )  # fmt: skip
+    return store_rows(job, Completion, rows, (done, 0), "storing completions")
 
 
 def _start_sets(job: Job, recipe: ImportPairsRecipe, set_id: int, wanted: str) -> tuple[int, int, int]:
@@ -225,33 +234,34 @@ def _imported_judge(session: Session, project_id: int, recipe: ImportPairsRecipe
 
 
 def _store_pairs(job: Job, spool: Path, set_id: int, pair_set_id: int, verdict_set_id: int, judge_id: int) -> None:
+    """Pairs with the file's labels as verdicts. Completions stand in the order of their file, so their ids do too."""
     with job.read() as session:
         prompt_ids = _prompt_ids(session, set_id)
-        done = _n(session, col(Pair.pair_set_id) == pair_set_id)
-        texts = session.execute(
-            sa.select(col(Completion.prompt_id), col(Completion.sample), col(Completion.id)).where(
-                col(Completion.run_id) == job.run_id
-            )
-        )
-        ids = {(prompt, sample): key for prompt, sample, key in texts}
-    rows = list(read_lines(spool))
-    for start in range(done, len(rows), CHUNK):
-        chunk = rows[start : start + CHUNK]
+        done = count_rows(session, col(Pair.pair_set_id) == pair_set_id)
+        mine = sa.select(col(Completion.id)).where(col(Completion.run_id) == job.run_id)
+        ids = _ids(session, mine.order_by(col(Completion.id)))
+    known: dict[str, Any] = {"verdict_set_id": verdict_set_id, "by_principle": {}, "p_a": None}
+    opinion = {**known, "judge_id": judge_id, "is_swapped": False, "sample": 0, "principle": "",
+               "reason": "the file's own label"}  # fmt: skip
+    verdict = {**known, "reason": "", "votes": {}, "is_flip": False, "need": 0.0}
+    lines = read_lines(spool, done)
+    while chunk := list(islice(lines, CHUNK)):
+        pairs = [
+            {"pair_set_id": pair_set_id, "position": done + place, "prompt_id": prompt_ids[prompt], "a_id": ids[a],
+             "b_id": ids[b]}
+            for place, (prompt, a, b, _) in enumerate(chunk)
+        ]  # fmt: skip
+        choices = Counter(choice for *_, choice in chunk)
         with job.write() as session:
-            pairs = []
-            for position, row in enumerate(chunk, start):
-                prompt_id = prompt_ids[row["prompt"]]
-                a_id, b_id = ids[prompt_id, row["a"]], ids[prompt_id, row["b"]]
-                pairs.append(
-                    Pair(pair_set_id=pair_set_id, position=position, prompt_id=prompt_id, a_id=a_id, b_id=b_id)
-                )
-            session.add_all(pairs)
-            session.flush()
-            for pair, row in zip(pairs, chunk, strict=True):
-                known: dict[str, Any] = {"verdict_set_id": verdict_set_id, "pair_id": pair.id}
-                session.add(Opinion(**known, judge_id=judge_id, choice=row["choice"], reason="the file's own label"))
-                session.add(Verdict(**known, outcome=row["choice"]))
+            session.connection().execute(sa.insert(Pair), pairs)
+            stored = sa.select(col(Pair.id)).where(col(Pair.pair_set_id) == pair_set_id, col(Pair.position) >= done)
+            labelled = list(zip(_ids(session, stored.order_by(col(Pair.position))), chunk, strict=True))
+            for table, row, name in ((Opinion, opinion, "choice"), (Verdict, verdict, "outcome")):
+                rows = [{**row, "pair_id": pair_id, name: one[3]} for pair_id, one in labelled]
+                session.connection().execute(sa.insert(table), rows)
             counted = get(session, VerdictSet, verdict_set_id)
-            counted.n_a += sum(row["choice"] == "a" for row in chunk)
-            counted.n_b += sum(row["choice"] == "b" for row in chunk)
-        job.progress(start + len(chunk), len(rows), "storing pairs and labels")
+            counted.n_a += choices["a"]
+            counted.n_b += choices["b"]
+            counted.n_tie += choices["tie"]
+        done += len(chunk)
+        job.progress(done, 0, f"storing pairs and labels: {done:,}")

@@ -1,51 +1,75 @@
-"""One row of a preference file as a prompt, two completions and the file's own label."""
+"""One row of a preference file as prompts, two completions each and the file's own label.
 
-from collections.abc import Mapping
+A layout is one function here or in layouts.py: a row and the recipe in, (prompt, first, second, label) out, several of
+them where a row holds more than two completions. The label is "a" where the first is preferred, "b", or "tie".
+"""
+
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from app.pairs.layouts import read_oasst, read_pandalm, read_ultrafeedback, read_votes
 from app.prompts.fields import BadField, Draft, Messages, clean, default_group, read_messages, split_dialogue
 from app.prompts.recipes import ImportPairsRecipe
 
-LAYOUTS = "PKU-SafeRLHF (prompt, response_0, …), hh-rlhf (chosen and rejected dialogues) or prompt, chosen, rejected"
+KNOWN = (
+    "PKU-SafeRLHF (prompt, response_0, …), hh-rlhf (chosen and rejected dialogues), UltraFeedback (instruction, "
+    "completions), OASST (message trees), votes (conversation_a, conversation_b, winner), PandaLM (response1, "
+    "response2, annotator1, …), or prompt, chosen, rejected"
+)
+Found = tuple[Messages, str, str, str]  # prompt, first completion, second one, label
+PROMPTS = ("prompt", "conversations", "messages", "instruction", "question")
+SPLITS = {"train", "dev", "test", "ood"}
 
 
-@dataclass
+@dataclass(slots=True)
 class PairDraft:
-    """A prompt with the completion its label prefers, and the other one."""
+    """A prompt with two completions; `label` is a, b or tie."""
 
     prompt: Draft
-    chosen: str
-    rejected: str
+    first: str
+    second: str
+    label: str
 
 
-def read_pair(row: Any, recipe: ImportPairsRecipe) -> PairDraft:
-    """A row as a labelled pair; raises BadField."""
+def read_pairs(row: Any, recipe: ImportPairsRecipe) -> list[PairDraft]:
+    """A row as labelled pairs; raises BadField."""
     if not isinstance(row, dict):
         raise BadField("no object with named fields: write one {…} a row")
-    layout = guess_layout(row) if recipe.layout == "auto" else recipe.layout
-    read = {"pku_saferlhf": _read_pku, "hh_rlhf": _read_dialogues, "chosen_rejected": _read_chosen}[layout]
-    messages, chosen, rejected = read(row, recipe)
-    if chosen == rejected:
-        raise BadField("both completions are the same text: no one can prefer one of them")
-    prompt = Draft(
-        messages=messages, group=default_group(messages), source=recipe.source[:300], licence=recipe.licence[:120]
-    )
-    for name in ("group", "category", "split"):
-        value = row.get(name)
-        if isinstance(value, str) and value.strip() and (name != "split" or value in {"train", "dev", "test", "ood"}):
-            setattr(prompt, name, clean(value, name)[:120])
-    return PairDraft(prompt, chosen, rejected)
+    layout = guess_layout(row, recipe) if recipe.layout == "auto" else recipe.layout
+    known = {name: row.get(name) for name in ("group", "category", "split")}
+    drafts = []
+    for messages, first, second, label in READERS[layout](row, recipe):
+        if first == second:
+            raise BadField("both completions are the same text: no one can prefer one of them")
+        prompt = Draft(
+            messages=messages, group=default_group(messages), source=recipe.source[:300], licence=recipe.licence[:120]
+        )
+        for name, value in known.items():
+            if isinstance(value, str) and value.strip() and (name != "split" or value in SPLITS):
+                setattr(prompt, name, clean(value, name)[:120])
+        drafts.append(PairDraft(prompt, first, second, label))
+    return drafts
 
 
-def guess_layout(row: Mapping[str, Any]) -> str:
+def guess_layout(row: Mapping[str, Any], recipe: ImportPairsRecipe | None = None) -> str:
     """By the fields a row has; raises BadField."""
+    if recipe is not None and recipe.chosen_field:
+        return "chosen_rejected"
     if "response_0" in row or ("response" in row and "prompt" in row):
         return "pku_saferlhf"
     if "chosen" in row and "rejected" in row:
         is_dialogue = isinstance(row["chosen"], str) and row["chosen"].startswith("\n\nHuman:")
         return "hh_rlhf" if is_dialogue else "chosen_rejected"
-    raise BadField(f"its fields ({', '.join(map(str, row))[:200]}) are none of the known layouts: {LAYOUTS}")
+    if isinstance(row.get("completions"), list):
+        return "ultrafeedback"
+    if isinstance(row.get("prompt"), dict) and "replies" in row["prompt"]:
+        return "oasst"
+    if {"conversation_a", "conversation_b", "winner"} <= set(row):
+        return "votes"
+    if {"response1", "response2", "annotator1"} <= set(row):
+        return "pandalm"
+    raise BadField(f"its fields ({', '.join(map(str, row))[:200]}) are none of the known layouts: {KNOWN}")
 
 
 def _text(row: Mapping[str, Any], name: str) -> str:
@@ -55,7 +79,7 @@ def _text(row: Mapping[str, Any], name: str) -> str:
     return clean(value, name)
 
 
-def _read_pku(row: Mapping[str, Any], recipe: ImportPairsRecipe) -> tuple[Messages, str, str]:
+def _read_pku(row: Mapping[str, Any], recipe: ImportPairsRecipe) -> list[Found]:
     """PKU-SafeRLHF's two labels; the short form (response: [safer, less safe]) has the second one only."""
     prompt: Messages = [{"role": "user", "content": _text(row, "prompt")}]
     if recipe.label == "chosen":
@@ -66,7 +90,7 @@ def _read_pku(row: Mapping[str, Any], recipe: ImportPairsRecipe) -> tuple[Messag
             raise BadField("its field “response” must hold two texts, the safer one first")
         if recipe.label != "safer":
             raise BadField("this form of the file has the safer label only: choose it under “Which label”")
-        return prompt, clean(sides[0], "response"), clean(sides[1], "response")
+        return [(prompt, clean(sides[0], "response"), clean(sides[1], "response"), "a")]
     texts = [_text(row, "response_0"), _text(row, "response_1")]
     name = f"{recipe.label}_response_id"
     label = row.get(name)
@@ -74,10 +98,10 @@ def _read_pku(row: Mapping[str, Any], recipe: ImportPairsRecipe) -> tuple[Messag
         label = int(label)
     if label not in (0, 1) or isinstance(label, bool):
         raise BadField(f"its field “{name}” is neither 0 nor 1")
-    return prompt, texts[label], texts[1 - label]
+    return [(prompt, texts[label], texts[1 - label], "a")]
 
 
-def _read_dialogues(row: Mapping[str, Any], _: ImportPairsRecipe) -> tuple[Messages, str, str]:
+def _read_dialogues(row: Mapping[str, Any], _: ImportPairsRecipe) -> list[Found]:
     """Two dialogues that differ in the last answer only."""
     chosen, rejected = (split_dialogue(_text(row, name)) for name in ("chosen", "rejected"))
     for name, turns in (("chosen", chosen), ("rejected", rejected)):
@@ -89,28 +113,38 @@ def _read_dialogues(row: Mapping[str, Any], _: ImportPairsRecipe) -> tuple[Messa
         )
     if chosen[-2]["role"] != "user":
         raise BadField("the turn before the last answer is not the user's")
-    return chosen[:-1], clean(chosen[-1]["content"], "chosen answer"), clean(rejected[-1]["content"], "rejected answer")
+    first, second = clean(chosen[-1]["content"], "chosen answer"), clean(rejected[-1]["content"], "rejected answer")
+    return [(chosen[:-1], first, second, "a")]
 
 
-def _read_chosen(row: Mapping[str, Any], _: ImportPairsRecipe) -> tuple[Messages, str, str]:
+def _read_chosen(row: Mapping[str, Any], recipe: ImportPairsRecipe) -> list[Found]:
     """prompt (text or messages), chosen and rejected (texts, a message, or messages)."""
-    chosen, rejected = (_as_turns(row, name) for name in ("chosen", "rejected"))
-    given = next(
-        (row[name] for name in ("prompt", "conversations", "messages", "instruction", "question") if row.get(name)),
-        None,
-    )
+    names = (recipe.chosen_field or "chosen", recipe.rejected_field or "rejected")
+    chosen, rejected = (_as_turns(row, name) for name in names)
+    asked = (recipe.prompt_field,) if recipe.prompt_field else PROMPTS
+    given = next((row[name] for name in asked if row.get(name)), None)
+    if recipe.prompt_field and given is None:
+        raise BadField(f"it has no text in the field “{recipe.prompt_field}”")
     if given is None:  # the prompt stands within both
         if chosen[:-1] != rejected[:-1] or len(chosen) < 2:
             raise BadField("it has no prompt, and chosen and rejected do not begin with the same messages")
         prompt = chosen[:-1]
     else:
-        prompt = [{"role": "user", "content": clean(given, "prompt")}] if isinstance(given, str) else _list(given)
+        prompt = as_prompt(given)
         more = row.get("input")
         if isinstance(more, str) and more.strip() and "instruction" in row:
             prompt[-1]["content"] += "\n\n" + clean(more, "input")
     if not prompt or prompt[-1]["role"] != "user":
         raise BadField("its prompt does not end with a message of the user")
-    return prompt, chosen[-1]["content"], rejected[-1]["content"]
+    return [(prompt, chosen[-1]["content"], rejected[-1]["content"], "a")]
+
+
+def as_prompt(given: Any) -> Messages:
+    """A prompt's cell as messages: a text, a "\\n\\nHuman:" dialogue, or a list of messages."""
+    if isinstance(given, str):
+        text = clean(given, "prompt")
+        return split_dialogue(text) if text.startswith("\n\nHuman:") else [{"role": "user", "content": text}]
+    return _list(given)
 
 
 def _as_turns(row: Mapping[str, Any], name: str) -> Messages:
@@ -124,3 +158,9 @@ def _list(value: Any) -> Messages:
     if not isinstance(value, list) or not value:
         raise BadField("prompt, chosen and rejected must be texts or lists of messages")
     return read_messages(value, "messages")
+
+
+READERS: dict[str, Callable[[Mapping[str, Any], ImportPairsRecipe], list[Found]]] = {
+    "pku_saferlhf": _read_pku, "hh_rlhf": _read_dialogues, "chosen_rejected": _read_chosen,
+    "ultrafeedback": read_ultrafeedback, "oasst": read_oasst, "votes": read_votes, "pandalm": read_pandalm,
+}  # fmt: skip

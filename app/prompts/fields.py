@@ -121,6 +121,8 @@ def _as_messages(value: Any, name: str) -> tuple[Messages, list[str], str | None
         text = clean(value, name)
         turns = split_dialogue(text) if text.startswith("\n\nHuman:") else [{"role": "user", "content": text}]
         return *_ending_with_user(turns), None
+    if isinstance(value, dict) and isinstance(value.get("text"), str) and "replies" in value:  # an OASST tree's root
+        return [{"role": "user", "content": clean(value["text"], name)}], [], None
     if isinstance(value, list) and value and all(isinstance(one, str) for one in value):  # turns of one speaker
         first, *more = (clean(one, name) for one in value)
         return [{"role": "user", "content": first}], more, None

@@ -6,6 +6,9 @@ from pydantic import Field, model_validator
 
 from app.runs.recipe import Recipe
 
+# arrow: a folder that `datasets` saved; hub: an id on huggingface.co, such as owner/name or owner/name:split
+Format = Literal["auto", "jsonl", "json", "csv", "parquet", "text", "arrow", "hub"]
+
 
 class ImportPromptsRecipe(Recipe):
     """Reads a file of prompts into a prompt set: validate first, then insert; nothing is half-imported."""
@@ -17,7 +20,7 @@ class ImportPromptsRecipe(Recipe):
 
     path: str = Field("", title="File on the server", description="JSONL, CSV or Parquet; an upload fills this in.")
     shipped: Literal["", "demo"] = Field("", title="Shipped set", description="The demo's own prompts, made by code.")
-    format: Literal["auto", "jsonl", "json", "csv", "parquet", "text"] = Field("auto", title="Format")
+    format: Format = Field("auto", title="Format")
     prompt_field: str = Field(
         "", title="Field of the prompt", description="Empty: messages, prompt, instruction, question."
     )
@@ -57,10 +60,22 @@ class ImportPairsRecipe(Recipe):
     verb: ClassVar[str] = "Import"
 
     path: str = Field(..., title="File on the server")
-    layout: Literal["auto", "pku_saferlhf", "hh_rlhf", "chosen_rejected"] = Field("auto", title="Layout")
+    format: Format = Field("auto", title="Format")
+    layout: Literal[
+        "auto", "pku_saferlhf", "hh_rlhf", "chosen_rejected", "ultrafeedback", "oasst", "votes", "pandalm"
+    ] = Field("auto", title="Layout")
     label: Literal["better", "safer", "chosen"] = Field(
         "chosen", title="Which label", description="PKU-SafeRLHF has two."
     )
+    prompt_field: str = Field("", title="Field of the prompt", description="For chosen and rejected.")
+    chosen_field: str = Field("", title="Field of the chosen completion", description="Empty: chosen.")
+    rejected_field: str = Field("", title="Field of the rejected completion", description="Empty: rejected.")
+    pairing: Literal["best_each", "all", "best_worst"] = Field(
+        "best_each",
+        title="Pairs of more than two completions",
+        description="UltraFeedback and OASST: the best with each other one, all that differ, or best and worst.",
+    )
+    score: Literal["overall", "fine-grained"] = Field("overall", title="Score of UltraFeedback")
     labeller: str = Field("imported labels", title="Name of the labels", min_length=1, max_length=120)
     source: str = Field("", title="Source")
     licence: str = Field("", title="Licence")

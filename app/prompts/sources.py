@@ -34,7 +34,7 @@ def list_arrow(folder: Path) -> list[Path]:
         state = one / "state.json"
         if not state.is_file():
             message = (
-                f"{folder.name} is no folder that `datasets` saved (save_to_disk): it has no {state.name}. Give a "
+                f"{folder.name} is no regular file, and no folder that `datasets` saved: it has no {state.name}. Give a "
                 "file, or such a folder."
             )
             raise Invalid(message, {"path": [message]})

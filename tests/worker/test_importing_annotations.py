@@ -15,7 +15,7 @@ from app.prompts.models import RejectedRow
 from app.runs.models import Run
 from tests.benchmarks.rows import fresh_project
 from tests.prompts.rows import do, made, start
-from worker import importing_annotations
+from worker import importing, importing_annotations
 from worker.child import work
 from worker.job import Job
 
@@ -210,28 +210,31 @@ def test_what_is_not_recognised_says_so(demo: Project, tmp_path: Path, values: d
     assert run.status == "failed" and said in (run.error or "")
 
 
+def dies_at(chunk: int) -> Any:
+    """A progress bar that ends its process at the n-th chunk."""
+    said = 0
+
+    def progress(*_: Any) -> None:
+        nonlocal said
+        said += 1
+        if said == chunk:
+            raise KeyboardInterrupt
+
+    return progress
+
+
 def test_an_import_that_was_killed_goes_on_from_its_spool(
     demo: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "votes.jsonl"
     rows = [{"q": n, "who": who, "says": "ab"[n % 2]} for n in range(20) for who in ("ann", "bob")]
     file.write_text("\n".join(map(json.dumps, rows)))
-    monkeypatch.setattr(importing_annotations, "CHUNK", 7)
+    monkeypatch.setattr(importing, "CHUNK", 7)
     run = start(demo.id, "import_annotations", path=str(file), **LONG)
-    stored = 0
-
-    def dies(*given: Any) -> None:
-        nonlocal stored
-        if stored == 4:
-            raise KeyboardInterrupt
-        stored += 1
-        store(*given)
-
-    store = importing_annotations._store
-    monkeypatch.setattr(importing_annotations, "_store", dies)
-    with pytest.raises(KeyboardInterrupt):
-        importing_annotations.import_annotations(Job(run.id, run.attempt))
-    monkeypatch.setattr(importing_annotations, "_store", store)
+    with monkeypatch.context() as patch:
+        patch.setattr(Job, "progress", dies_at(5))
+        with pytest.raises(KeyboardInterrupt):
+            importing_annotations.import_annotations(Job(run.id, run.attempt))
     file.unlink()  # what is in the spool is not read twice
     work(run.id, run.attempt)
     with reading() as session:

@@ -14,7 +14,7 @@ from app.annotations.layouts.llmbar import read_llmbar
 from app.annotations.layouts.mt_bench import read_mt_bench
 from app.annotations.layouts.pandalm import read_pandalm
 from app.annotations.layouts.prd import read_prd
-from app.annotations.layouts.rows import read_mapped, read_tulu
+from app.annotations.layouts.rows import read_arena, read_mapped, read_tulu
 from app.annotations.layouts.xstest import read_xstest
 from app.annotations.presets import PRESETS, guess_preset
 from app.annotations.recipes import ImportAnnotationsRecipe
@@ -24,7 +24,7 @@ from app.prompts.sources import open_rows
 
 Drafts = Iterator[tuple[int, AnnotationDraft] | BadRow]
 LAYOUTS: dict[str, Callable[[Path, ImportAnnotationsRecipe], Drafts]] = {
-    "rows": read_mapped, "arena": read_mapped, "mt_bench": read_mt_bench, "pandalm": read_pandalm,
+    "rows": read_mapped, "arena": read_arena, "mt_bench": read_mt_bench, "pandalm": read_pandalm,
     "llmbar": read_llmbar, "prd": read_prd, "xstest": read_xstest, "tulu": read_tulu, "tulu_5": read_tulu,
     "tulu_acceptable": read_tulu,
 }  # fmt: skip

@@ -6,6 +6,7 @@ from typing import Any
 
 from app.annotations.fields import AnnotationDraft, read_annotation
 from app.annotations.recipes import ImportAnnotationsRecipe
+from app.pairs.layouts import shown
 from app.prompts.fields import BadField
 from app.prompts.files import BadRow
 from app.prompts.sources import open_rows
@@ -29,6 +30,21 @@ def map_rows(rows: Iterator[tuple[int, Any] | BadRow], recipe: ImportAnnotations
             yield line, read_annotation(row, line, recipe)
         except BadField as error:
             yield BadRow(line, str(error))
+
+
+def read_arena(path: Path, recipe: ImportAnnotationsRecipe) -> Drafts:
+    """Votes with whole conversations, each cut at the turn that was voted on."""
+    return map_rows((_cut(one) for one in open_rows(recipe.path, recipe.format)), recipe)
+
+
+def _cut(one: tuple[int, Any] | BadRow) -> tuple[int, Any] | BadRow:
+    if isinstance(one, BadRow) or not isinstance(one[1], dict):
+        return one
+    row = dict(one[1])
+    for name in ("conversation_a", "conversation_b"):
+        if isinstance(row.get(name), list):
+            row[name] = shown(row[name], row.get("turn"))
+    return one[0], row
 
 
 def read_tulu(path: Path, recipe: ImportAnnotationsRecipe) -> Drafts:
