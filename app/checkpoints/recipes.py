@@ -51,7 +51,8 @@ class ExportRecipe(Recipe):
     )
     licence: str = Field("", max_length=60, title="Licence", description="As the hub spells it, such as apache-2.0.")
     push_to: str = Field(
-        "", max_length=200, pattern=r"^$|^[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}$", title="Push to this Hugging Face repository",
+        "", max_length=200, title="Push to this Hugging Face repository",
+        pattern=r"^$|^[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}$",
         description="OWNER/NAME; empty: nowhere. The worker's HF_TOKEN is used.",
     )  # fmt: skip
     is_private: bool = Field(True, title="Private repository")
