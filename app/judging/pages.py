@@ -9,9 +9,11 @@ from sqlmodel import Session, col, select
 
 from app.db import get
 from app.errors import NotFound
-from app.judging.material import PairRow, read_guide, read_pairs
+from app.judging.material import PairRow, read_guides, read_pairs
 from app.judging.models import Call, CallText, Judge, Opinion, Verdict, VerdictSet
 from app.judging.prompt import render_local_prompt
+from app.judging.protocol import protocol_of
+from app.judging.reweigh import root_of
 from app.pairs.models import Completion, Pair, PairSet
 from app.projects.access import Member
 from app.prompts.models import Prompt
@@ -55,7 +57,7 @@ def judges_table(member: Member) -> Table:
         Column("created_at", Judge.created_at, "Made", "when"),
         Column("settings", Judge.settings, "Settings", is_shown=False),
     ]
-    filters = [Filter("kind", Judge.kind, "Kind", ("endpoint", "checkpoint", "reward", "rule", "imported"))]
+    filters = [Filter("kind", Judge.kind, "Kind", ("endpoint", "checkpoint", "reward", "rule", "panel", "imported"))]
     return Table("judges", columns, Judge, Judge.id, [Judge.project_id == member.project.id], filters)
 
 
@@ -125,6 +127,7 @@ class OpinionShown:
     messages: list[dict[str, str]]
     raw: str
     call: Call | None
+    judge: str = ""
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,12 @@ class PairShown:
     pair: PairRow
     verdict: Verdict
     opinions: list[OpinionShown]
+    by_judge: list[tuple[str, dict[str, Any]]]  # of a panel: (name, what it said)
+
+    @property
+    def has_votes(self) -> bool:
+        """Whether a judge was asked more than once in one order."""
+        return any(one.opinion.sample for one in self.opinions)
 
 
 def read_pair_shown(session: Session, verdict_set: VerdictSet, pair_id: int) -> PairShown:
@@ -144,22 +153,28 @@ def read_pair_shown(session: Session, verdict_set: VerdictSet, pair_id: int) -> 
     if verdict is None:
         raise NotFound(f"Pair {pair_id} has no verdict in this set.")
     (pair,) = read_pairs(session, [pair_id])
-    judge = get(session, Judge, verdict_set.judge_id)
-    guide = read_guide(session, verdict_set.constitution_id)
+    root = root_of(session, verdict_set)
+    protocol = protocol_of(session, root)
+    seats = {seat.judge_id: seat for seat in protocol.seats}
     rows = session.exec(
         select(Opinion, Call, CallText)
         .outerjoin(Call, col(Call.id) == col(Opinion.call_id))
         .outerjoin(CallText, col(CallText.call_id) == col(Opinion.call_id))
-        .where(Opinion.verdict_set_id == verdict_set.id, Opinion.pair_id == pair_id)
-        .order_by(col(Opinion.is_swapped))
+        .where(Opinion.verdict_set_id == root.id, Opinion.pair_id == pair_id)
+        .order_by(col(Opinion.judge_id), col(Opinion.is_swapped), col(Opinion.sample), col(Opinion.id))
     ).all()
     shown = []
     for opinion, call, text in rows:
+        seat = seats.get(opinion.judge_id)
         messages = text.request["body"]["messages"] if text else []
-        if judge.kind == "checkpoint":
+        if seat and seat.kind == "checkpoint":
+            guide = read_guides(session, root.constitution_id, seat.principles)[opinion.principle]
             messages = render_local_prompt(guide, pair.text, opinion.is_swapped)
-        shown.append(OpinionShown(opinion, messages, text.raw if text else "", call))
-    return PairShown(pair, verdict, shown)
+        name = seat.name if seat else ""
+        shown.append(OpinionShown(opinion, messages, text.raw if text else "", call, name))
+    names = {str(key): seat.name for key, seat in seats.items()}
+    by_judge = [(names.get(key, f"judge {key}"), said) for key, said in verdict.votes.get("by_judge", {}).items()]
+    return PairShown(pair, verdict, shown, by_judge)
 
 
 def project_row(session: Session, member: Member, kind: Any, key: int) -> Any:

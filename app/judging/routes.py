@@ -14,6 +14,7 @@ from app.constitutions.models import Constitution
 from app.db import Db, get
 from app.errors import Invalid
 from app.html import FormValues, html, read_form
+from app.judging.flags import flag_candidates
 from app.judging.judges import endpoint_of
 from app.judging.models import Judge, VerdictSet
 from app.judging.pages import (
@@ -27,8 +28,10 @@ from app.judging.pages import (
     verdict_sets_table,
     verdicts_table,
 )
-from app.judging.recipes import JudgeRecipe
-from app.judging.trying import forecast, needs_worker, trial_recipe, try_now
+from app.judging.recipes import JudgeRecipe, members_of
+from app.judging.reweigh import agreements_of, weights_of
+from app.judging.reweigh_routes import router as reweigh_router
+from app.judging.trying import compare_choices, forecast, needs_worker, trial_recipe, try_now
 from app.pairs.models import PairSet
 from app.projects.access import Member, Researcher, Viewer
 from app.runs.queue import check_reference, launch
@@ -36,6 +39,7 @@ from app.runs.routes import project_run
 from app.tables import FORMATS, Format, respond
 
 router = APIRouter()
+router.include_router(reweigh_router)
 
 
 @router.get("/p/{project}/judge")
@@ -86,7 +90,16 @@ def show_verdict_set(request: Request, member: Viewer, session: Db, set_id: int)
         request, session, verdicts_table(row), "html", "judging/set.html", title=row.name, verdicts=row,
         judge=get(session, Judge, row.judge_id), pairs=get(session, PairSet, row.pair_set_id),
         constitution=constitution, reasons=unreadable_reasons(session, row), n_read=min(row.n_null, REASONS_READ),
+        weights=weights_of(session, row), is_weighted=row.protocol.get("overall") == "weighted",
+        parent=get(session, VerdictSet, row.parent_id) if row.parent_id else None,
+        agreements=agreements_of(session, row) if row.parent_id else [], opened=_opened(request),
     )  # fmt: skip
+
+
+def _opened(request: Request) -> int | None:
+    """The pair a link asks to be shown at once."""
+    said = request.query_params.get("pair", "")
+    return int(said) if said.isascii() and said.isdigit() and len(said) < 19 else None
 
 
 @router.get("/p/{project}/judge/{set_id:int}/pairs/{pair_id}")
@@ -105,12 +118,19 @@ def show_judge(request: Request, member: Viewer, session: Db, judge_id: int) -> 
         request, "judging/judge.html", title=judge.name, judge=judge, sets=verdict_sets_of(session, judge),
         endpoint=get(session, Endpoint, judge.endpoint_id) if judge.endpoint_id else None,
         checkpoint=get(session, Checkpoint, judge.checkpoint_id) if judge.checkpoint_id else None,
+        members=list(zip(members_of(session, judge), judge.settings["members"], strict=True))
+        if judge.kind == "panel" else [],
+        is_tried_by_run=needs_worker(session, judge), has_questions=_has_questions(session, judge),
         pair_sets=session.exec(select(PairSet).where(*mine).order_by(col(PairSet.id).desc()).limit(200)).all(),
         constitutions=session.exec(
             select(Constitution).where(Constitution.project_id == member.project.id)
             .order_by(col(Constitution.name), col(Constitution.version).desc()).limit(200)
         ).all(),
     )  # fmt: skip
+
+
+def _has_questions(session: Session, judge: Judge) -> bool:
+    return any(one.kind in {"endpoint", "checkpoint"} for one in members_of(session, judge))
 
 
 def _probe(session: Session, member: Member, judge_id: int) -> tuple[Endpoint, Probe]:
@@ -170,7 +190,8 @@ def try_judge(request: Request, member: Researcher, session: Db, judge_id: int, 
     price = forecast(session, member.project.id, judge, recipe)
     tried, mode = try_now(session, judge, recipe)
     spent = sum(call.cost_usd for one in tried for call in one.calls)
-    return html(request, "judging/_tried.html", tried=tried, price=price, mode=mode, spent=spent, recipe=recipe)
+    return html(request, "judging/_tried.html", tried=tried, price=price, mode=mode, spent=spent, recipe=recipe,
+                flags=flag_candidates(session, recipe.pair_set))  # fmt: skip
 
 
 @router.get("/p/{project}/forecast/judge")
@@ -182,7 +203,9 @@ def forecast_judging(request: Request, member: Viewer, session: Db) -> Response:
     recipe = _read_recipe(session, member, values)
     judge: Judge = project_row(session, member, Judge, recipe.judge)
     price = forecast(session, member.project.id, judge, recipe)
-    return html(request, "judging/_forecast.html", price=price, recipe=recipe, judge=judge)
+    return html(request, "judging/_forecast.html", price=price, recipe=recipe, judge=judge,
+                choices=compare_choices(session, member.project.id, judge, recipe),
+                flags=flag_candidates(session, recipe.pair_set))  # fmt: skip
 
 
 @router.get("/p/{project}/runs/{run_id:int}/panel/judge")

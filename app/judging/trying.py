@@ -73,6 +73,7 @@ class Forecast:
     tokens_out: int = 0
     usd: float | None = None  # None: not an endpoint
     n_calibrated: int = 0  # earlier calls of this endpoint that the estimate rests on
+    n_judges: int = 1
 
 
 def askings_of(session: Session, seat: Seat, recipe: JudgeRecipe) -> dict[str, Asking]:
@@ -169,6 +170,7 @@ def forecast(session: Session, project_id: int, judge: Judge, recipe: JudgeRecip
         total = Forecast(
             n_pairs, total.n_calls + one.n_calls, total.n_known + one.n_known, total.tokens_in + one.tokens_in,
             total.tokens_out + one.tokens_out, usd, max(total.n_calibrated, one.n_calibrated),
+            len(protocol.seats),
         )  # fmt: skip
     return total
 
