@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import ValidationError
-from sqlmodel import Session, col, func, select
+from sqlmodel import Session, col, select
 
 from app.constitutions.models import Constitution
 from app.db import Db, get
@@ -65,7 +65,7 @@ def cards_table(member: Member) -> Table:
     source = sa.join(JudgeCard, Judge, col(Judge.id) == col(JudgeCard.judge_id))
     source = source.outerjoin(Constitution, col(Constitution.id) == col(JudgeCard.constitution_id))
     filters = [
-        Filter("judge_id", JudgeCard.judge_id, "Judge", cast=int),
+        Filter("judge_id", JudgeCard.judge_id, "Judge’s number", cast=int),
         Filter("state", state, "Result", ("passed", "failed", "undecided", "unfinished")),
     ]
     where = [JudgeCard.project_id == member.project.id, col(JudgeCard.archived_at).is_(None)]
@@ -114,12 +114,15 @@ def show_judge_mark(
     request: Request, member: Viewer, session: Db, judge_id: int, constitution: int | None = None,
     pair_set: int | None = None,
 ) -> Response:  # fmt: skip
-    """The fragment that says, on a judge's and a verdict set's page, what the judge's card found."""
+    """The fragment that says what the judge's card found: on a verdict set's page (which names its pairs) under the
+    same constitution, on the judge's own page the newest under whatever constitution."""
     judge = _judge(session, member, judge_id)
-    card = deciding_card(session, judge.id, constitution)
+    cards = _finished(session, judge)
+    card = deciding_card(session, judge.id, constitution) if pair_set else next(iter(cards), None)
+    under = get(session, Constitution, card.constitution_id) if card and card.constitution_id else None
     return html(
-        request, "review/_card_mark.html", judge=judge, card=card, state=state_of(card) if card else "",
-        constitution_id=constitution, pair_set_id=pair_set, n_cards=_count(session, judge),
+        request, "review/_card_mark.html", judge=judge, card=card, state=state_of(card) if card else "", under=under,
+        constitution_id=constitution, pair_set_id=pair_set, n_cards=len(cards),
         said=lines_that(card, state_of(card)) if card and not card.is_passed else [],
     )  # fmt: skip
 
@@ -131,10 +134,10 @@ def _judge(session: Session, member: Member, judge_id: int) -> Judge:
     return judge
 
 
-def _count(session: Session, judge: Judge) -> int:
-    """How many cards this judge has, under whatever constitution."""
-    found = select(func.count(col(JudgeCard.id))).where(JudgeCard.judge_id == judge.id)
-    return session.exec(found).one()
+def _finished(session: Session, judge: Judge) -> list[JudgeCard]:
+    """This judge's finished cards under whatever constitution, newest first."""
+    query = select(JudgeCard).where(JudgeCard.judge_id == judge.id, JudgeCard.n > 0)
+    return list(session.exec(query.where(col(JudgeCard.archived_at).is_(None)).order_by(col(JudgeCard.id).desc())))
 
 
 @router.get("/p/{project}/forecast/card")

@@ -5,6 +5,8 @@ from sqlmodel import select
 from starlette.testclient import TestClient
 
 from app.accounts.logins import COOKIE, make_account
+from app.constitutions.constitutions import ensure_shipped
+from app.constitutions.models import Constitution
 from app.db import get, reading, transaction
 from app.judging.models import Judge, VerdictSet
 from app.pairs.models import Pair
@@ -39,7 +41,7 @@ def squeezed(text: str) -> str:
 def test_from_the_judges_page_to_the_card(client: TestClient, project: Project, pairs: int) -> None:
     judge = rule(project)
     mark = squeezed(client.get(f"/p/demo/judge/judges/{judge}/card").text)
-    assert 'Judge Card: <span class="quiet">none</span>' in mark and f"/p/demo/new/card?judge={judge}" in mark
+    assert 'Judge Card: <span class="quiet">none.</span>' in mark and f"/p/demo/new/card?judge={judge}" in mark
     form = client.get(f"/p/demo/new/card?judge={judge}&pair_set={pairs}").text
     assert 'name="max_flip"' in form and "forecast/card" in form
     price = squeezed(client.get(f"/p/demo/forecast/card?judge={judge}&pair_set={pairs}&n=40&n_own=45").text)
@@ -69,7 +71,17 @@ def test_from_the_judges_page_to_the_card(client: TestClient, project: Project, 
     api = client.get(f"/api/v1/p/demo/judge/cards/{card_id}").json()
     assert api["state"] == "passed" and len(api["lines"]) == 11
     mark = squeezed(client.get(f"/p/demo/judge/judges/{judge}/card?pair_set={pairs}").text)
-    assert "badge-passed" in mark and "all 1 of this judge" in mark and f"pair_set={pairs}" in mark
+    assert "badge-passed" in mark and f"judge/cards/{card_id}" in mark and f"pair_set={pairs}" in mark
+    with transaction() as session:
+        ensure_shipped(session, project.id)
+        other = session.exec(select(Constitution)).first()
+        assert other is not None
+        session.add(JudgeCard(project_id=project.id, judge_id=judge, pair_set_id=pairs, constitution_id=other.id,
+                              n=10, lines=[{"is_gated": False}]))  # fmt: skip
+    mark = squeezed(client.get(f"/p/demo/judge/judges/{judge}/card").text)
+    assert "badge-undecided" in mark and f"by {other.name}, version 1" in mark and "All 2 of this judge" in mark
+    mark = squeezed(client.get(f"/p/demo/judge/judges/{judge}/card?pair_set={pairs}").text)
+    assert "badge-passed" in mark  # by no constitution, as these verdicts are
     # the probes stay out of sight
     assert "probes" not in client.get("/p/demo/pairs").text and "probes" not in client.get("/p/demo/judge").text
     assert "always ready to help" not in client.get("/p/demo/pairs/completions?ended=imported").text
