@@ -31,7 +31,7 @@ TEXT = "a sentence of about forty characters. " * 8
 # table → what one row i of it is; the ids of a fresh database count from one
 ROWS = {
     "prompt": (
-        "id, set_id, position, messages, follow_ups, split, grp, category, source, licence, overlaps, sha256",
+        'id, set_id, position, messages, follow_ups, split, grp, category, source, licence, "overlaps", sha256',
         'i + 1, 1, i, \'[{"role": "user", "content": "What is question \' || CAST(i AS TEXT) || \' of the many that '
         f"are asked here about things?\"}}]', '[]', {SPLIT}, 'g' || CAST(i AS TEXT), "
         "CASE WHEN i % 1000 = 500 THEN 'rare' ELSE 'c' || CAST(i % 20 AS TEXT) END, '', '', '', "

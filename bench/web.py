@@ -95,12 +95,14 @@ def serve(n: int, folder: Path, database_url: str) -> Iterator[Site]:
     settings.cache_clear()
     db.engine.cache_clear()
     began = time.monotonic()
-    db.upgrade()
-    seeded = seed(n)
-    if database_url:  # as autovacuum does a minute after an import
-        with db.engine().execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
-            connection.exec_driver_sql("VACUUM ANALYZE")
-    db.engine().dispose()
+    try:
+        db.upgrade()
+        seeded = seed(n)
+        if database_url:  # as autovacuum does a minute after an import
+            with db.engine().execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+                connection.exec_driver_sql("VACUUM ANALYZE")
+    finally:
+        db.engine().dispose()
     print(f"{n:,} pairs seeded in {time.monotonic() - began:.0f} s", flush=True)
     port = free_port()
     with (folder / "web.log").open("ab") as log:
