@@ -32,6 +32,7 @@ from app.stats.intervals import Interval, rate_of
 from app.stats.scores import ScoreAgreement, score_agreement
 
 ALL, READABLE, DECIDED = "all items, unreadable = disagreement", "readable only", "readable, without ties"
+TWICE = "all items, unreadable twice = the same"  # only of one annotator's two orders: it did the same both times
 MOST_PAIRS = 30  # of two people, told one by one
 FEWEST_SHARED = 20  # items, below which two people are not told one by one
 MOST_CATEGORIES = 40
@@ -86,8 +87,8 @@ def compare(labelled: Labelled, one: str, other: str) -> Comparison:
     names = side_names(labelled)
     paired = pair_labels(labelled, one, other)
     return Comparison(
-        names[one], names[other], _lines(labelled, paired), _scores(labelled, paired), paired.n_split,
-        paired.n_unlabelled,
+        names[one], names[other], _lines(labelled, paired, _is_own(one, other)), _scores(labelled, paired),
+        paired.n_split, paired.n_unlabelled,
     )  # fmt: skip
 
 
@@ -102,7 +103,7 @@ def compare_categories(labelled: Labelled, one: str, other: str) -> dict[str, Co
     for category in categories:
         kept = _chosen(paired, [i for i, name in enumerate(paired.categories) if name == category])
         found[category or "none"] = Comparison(
-            names[one], names[other], _lines(labelled, kept), _scores(labelled, kept), 0, 0
+            names[one], names[other], _lines(labelled, kept, _is_own(one, other)), _scores(labelled, kept), 0, 0
         )
     return found
 
@@ -262,12 +263,19 @@ def _chosen(paired: Paired, kept: list[int]) -> Paired:
     return Paired(one, other, prompts, categories, [paired.items[i] for i in kept], 0, 0)  # type: ignore[arg-type]
 
 
-def _lines(labelled: Labelled, paired: Paired) -> list[Line]:
+def _is_own(one: str, other: str) -> bool:
+    """Whether both sides are one annotator's."""
+    return ":" in one and one.partition(":")[2] == other.partition(":")[2]
+
+
+def _lines(labelled: Labelled, paired: Paired, is_own: bool = False) -> list[Line]:
     readable = [i for i in range(len(paired.one)) if paired.one[i] is not None and paired.other[i] is not None]
     lines = [_line(labelled, ALL, paired), _line(labelled, READABLE, _chosen(paired, readable))]
     if labelled.is_pairwise:
         decided = [i for i in readable if TIE not in (paired.one[i], paired.other[i])]
         lines.append(_line(labelled, DECIDED, _chosen(paired, decided)))
+    if is_own and None in paired.one and None in paired.other:
+        lines.append(_line(labelled, TWICE, paired))
     return lines
 
 
@@ -275,9 +283,11 @@ def _line(labelled: Labelled, name: str, paired: Paired) -> Line:
     n, n_items = len(paired.one), len(set(paired.items))
     if n == 0:
         return Line(name, 0, 0, None, None, None, None)
-    # two unreadable labels do not agree: each side's is a label of its own
+    # two unreadable labels do not agree, so each side's is a label of its own; but one annotator's two may be the same
     one: list[Label] = ["unreadable" if x is None else x for x in paired.one]
-    other: list[Label] = ["unreadable, too" if x is None else x for x in paired.other]
+    other: list[Label] = [
+        "unreadable" if x is None and name == TWICE else "unreadable, too" if x is None else x for x in paired.other
+    ]
     equal = [float(x == y) for x, y in zip(one, other, strict=True)]
     half = None
     if labelled.is_pairwise:
