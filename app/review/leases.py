@@ -30,7 +30,8 @@ def _item(kind: Any) -> Any:
 
 def held_place(session: Session, kind: type[Place], queue: Queue, account_id: int) -> Place | None:
     """The place this person holds and has not answered, if any. A lease that is over still counts until it is taken."""
-    mine = select(kind).where(kind.queue_id == queue.id, kind.account_id == account_id, _is_open(kind))
+    is_mine = kind.queue_id == queue.id, kind.account_id == account_id, col(kind.answered_at).is_(None)
+    mine = select(kind).where(*is_mine)
     return session.exec(mine.order_by(col(kind.position)).limit(1)).first()
 
 
@@ -92,7 +93,7 @@ def give_back(session: Session, kind: type[Place], queue: Queue, account_id: int
     """Ends the lease of what this person holds: anybody may take it now; come back first, and it is theirs again."""
     session.execute(
         sa.update(kind)
-        .where(col(kind.queue_id) == queue.id, col(kind.account_id) == account_id, _is_open(kind))
+        .where(col(kind.queue_id) == queue.id, col(kind.account_id) == account_id, col(kind.answered_at).is_(None))
         .values(lease_until=0.0)
     )
 

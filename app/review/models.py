@@ -79,7 +79,8 @@ class Mark(Row, table=True):
     __table_args__ = (
         sa.UniqueConstraint("queue_id", "completion_id", "place"),
         sa.UniqueConstraint("queue_id", "completion_id", "account_id"),
-        sa.Index("ix_mark_queue_open", "queue_id", "answered_at", "position"),
+        sa.Index("ix_mark_queue_open", "queue_id", "answered_at", "place", "position"),
+        sa.Index("ix_mark_person", "queue_id", "account_id", "answered_at", "id"),
     )
     queue_id: int = ref("queue.id", index=False)
     completion_id: int = ref("completion.id")

@@ -290,7 +290,8 @@ def upgrade() -> None:
     with op.batch_alter_table("mark", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_mark_account_id"), ["account_id"], unique=False)
         batch_op.create_index(batch_op.f("ix_mark_completion_id"), ["completion_id"], unique=False)
-        batch_op.create_index("ix_mark_queue_open", ["queue_id", "answered_at", "position"], unique=False)
+        batch_op.create_index("ix_mark_queue_open", ["queue_id", "answered_at", "place", "position"], unique=False)
+        batch_op.create_index("ix_mark_person", ["queue_id", "account_id", "answered_at", "id"], unique=False)
 
     with op.batch_alter_table("endpoint", schema=None) as batch_op:
         batch_op.add_column(sa.Column("requests_per_minute", sa.Integer(), nullable=True))
