@@ -44,7 +44,9 @@ class ExperimentText(BaseModel):
     seeds: list[int] = Field([1], min_length=1, max_length=100)
     variables: dict[str, str] = Field({}, description="Name → what it is for; written {name} in recipes.")
     scale: str = Field("full", pattern=NAME, description="What the recipes as written are called.")
-    scales: dict[str, dict[str, dict[str, Any]]] = Field({}, description="Scale → step → fields that differ.")
+    scales: dict[str, dict[str, dict[str, Any] | None]] = Field(
+        {}, description="Scale → step → fields that differ; with a kind, the whole recipe; null, no such step."
+    )
     steps: list[StepText] = Field(min_length=1, max_length=500)
 
     @field_validator("seeds")
@@ -195,11 +197,11 @@ def _plan(read: ExperimentText, lines: _Lines, scale: str, given: dict[str, str]
             raise lines.wrong((*here, "name"), "another step has this name")
         if step.when and step.when not in read.variables:
             raise lines.wrong((*here, "when"), f"the file declares no variable “{step.when}”")
-        if step.when and not given.get(step.when):
+        if (step.when and not given.get(step.when)) or (step.name in changes and changes[step.name] is None):
             continue
         values = {
             name: _fill_in(value, read.variables, given, lines, (*here, "recipe", name))
-            for name, value in _merge(step.recipe, changes.get(step.name, {})).items()
+            for name, value in _merge(step.recipe, changes.get(step.name) or {}).items()
         }
         recipe = _check_recipe(values, lines, here, scale)
         needs = dict.fromkeys([*step.needs, *(name for _, name in step_references(type(recipe), values))])
@@ -214,7 +216,9 @@ def _plan(read: ExperimentText, lines: _Lines, scale: str, given: dict[str, str]
 
 
 def _merge(recipe: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """The recipe with the scale's fields over it; a nested mapping is merged too."""
+    """The recipe with the scale's fields over it, nested mappings too; fields that name a kind are the whole recipe."""
+    if "kind" in changes:
+        return dict(changes)
     merged = dict(recipe)
     for name, value in changes.items():
         before = merged.get(name)
