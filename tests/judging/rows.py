@@ -1,6 +1,8 @@
 """Real rows for tests of judging: prompts, completions, pairs; and runs done by the real worker function."""
 
+import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -17,6 +19,7 @@ from app.recipes import read_recipe
 from app.runs.models import Run
 from app.runs.queue import claim, launch, outputs
 from app.runs.recipe import sha256_of
+from tests.chat_server import Request, asked_nonce, candidates
 from worker.child import work
 
 ALL = ["gpu", "io", "cpu"]
@@ -121,3 +124,18 @@ def judge_row(key: int) -> Judge:
     """A judge."""
     found: Judge = read(Judge, key)
     return found
+
+
+def by_principle(request: Request) -> str:
+    """Long wants the longer, short the shorter; on the whole it likes what is shown first."""
+    a, b = candidates(request)
+    longer = "tie" if len(a) == len(b) else ("A" if len(a) > len(b) else "B")
+    shorter = {"A": "B", "B": "A", "tie": "tie"}[longer]
+    told = {"long": longer, "short": shorter}
+    system, asked = request["messages"][0]["content"], request["messages"][-1]["content"]
+    fields = {"reason": "by the rule"}
+    if '"principles"' in asked:
+        fields["principles"] = told
+    keys = re.findall(r"^- (\w+):", system, re.MULTILINE)
+    letter = told[keys[0]] if len(keys) == 1 else "A"
+    return json.dumps({**fields, "verdict": letter, "nonce": asked_nonce(request)})

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections import Counter
 
 import pytest
@@ -17,7 +16,18 @@ from app.judging.recipes import JudgeRecipe
 from app.projects.models import Project
 from app.runs.models import Run
 from tests.chat_server import ChatServer, Request, asked_nonce, candidates, prefer_first, prefer_longer, verdict
-from tests.judging.rows import do, endpoint_judge, error_of, judge_row, made, make_pairs, read, set_of, start
+from tests.judging.rows import (
+    by_principle,
+    do,
+    endpoint_judge,
+    error_of,
+    judge_row,
+    made,
+    make_pairs,
+    read,
+    set_of,
+    start,
+)
 from worker.job import Job
 from worker.judge import judge_set
 
@@ -90,21 +100,6 @@ def test_votes_at_temperature_nought_are_refused_by_the_field():
     with pytest.raises(ValueError, match="every vote is the same"):
         JudgeRecipe(pair_set=1, judge=1, votes=3)
     assert JudgeRecipe(pair_set=1, judge=1, votes=3, temperature=0.5).votes == 3
-
-
-def by_principle(request: Request) -> str:
-    """Long wants the longer, short the shorter; on the whole it likes what is shown first."""
-    a, b = candidates(request)
-    longer = "tie" if len(a) == len(b) else ("A" if len(a) > len(b) else "B")
-    shorter = {"A": "B", "B": "A", "tie": "tie"}[longer]
-    told = {"long": longer, "short": shorter}
-    system, asked = request["messages"][0]["content"], request["messages"][-1]["content"]
-    fields = {"reason": "by the rule"}
-    if '"principles"' in asked:
-        fields["principles"] = told
-    keys = re.findall(r"^- (\w+):", system, re.MULTILINE)
-    letter = told[keys[0]] if len(keys) == 1 else "A"
-    return json.dumps({**fields, "verdict": letter, "nonce": asked_nonce(request)})
 
 
 @pytest.mark.parametrize(
