@@ -4,11 +4,11 @@ A line that gates has passed when its whole interval keeps the limit, has failed
 is undecided in between: then it says about how many pairs would decide. Sources of the intervals: app/stats.
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from app.review.reasons import side_named
 from app.stats.calibration import Excess, excess_brier, excess_calibration_error
 from app.stats.comparisons import rate_difference
 from app.stats.intervals import Interval, mean_interval, rate_of
@@ -154,6 +154,13 @@ def _none(line: Line, why: str) -> Line:
     return line
 
 
+def _unread(line: Line, limit: float, why: str, *, is_at_least: bool = False) -> Line:
+    """A line that applies and has no readable probe: it holds nothing up, and it is not passed either."""
+    line.state, line.explanation, line.limit, line.is_at_least = "undecided", why, limit, is_at_least
+    line.is_gated = True
+    return line
+
+
 def _readable(judged: Sequence[Judged]) -> tuple[list[Judged], str]:
     """Those with a verdict, and what to say of the others."""
     kept = [one for one in judged if one.outcome is not None]
@@ -178,7 +185,7 @@ def _flips(own: Sequence[Judged], limit: float, kind: str, is_both_orders: bool)
         return _none(line, "Judged in one order only: nothing says how often the other order would differ.")
     kept, lost = _readable(own)
     if not kept:
-        return _none(line, f"No pair could be read in both orders.{lost}")
+        return _unread(line, limit, f"No pair could be read in both orders.{lost}")
     line.explanation = f"Of your own pairs, those whose two orders gave different choices.{lost}"
     return gate(line, _rate([float(one.is_flip) for one in kept], kept), limit)
 
@@ -190,8 +197,10 @@ def _longer_side(one: Judged) -> str:
 def _longer(own: Sequence[Judged], limit: float) -> Line:
     line = Line("longer")
     kept = [one for one in own if one.outcome is not None and _longer_side(one)]
+    if not kept and any(_longer_side(one) for one in own):
+        return _unread(line, limit, "No pair with a longer and a shorter side could be read.")
     if not kept:
-        return _none(line, "No readable pair has a longer and a shorter side.")
+        return _none(line, "No pair has a longer and a shorter side.")
     audited = [one for one in kept if one.people is not None]
     prompts = {one.prompt for one in audited}
     judge = [_won(one, _longer_side(one)) for one in (audited if len(prompts) > 1 else kept)]
@@ -227,7 +236,7 @@ def _twins(twins: Sequence[Judged], limit: float) -> Line:
     line = Line("twin")
     kept, lost = _readable(twins)
     if not kept:
-        return _none(line, f"No pair of identical sides could be read.{lost}")
+        return _unread(line, limit, f"No pair of identical sides could be read.{lost}", is_at_least=True)
     n_flips = sum(one.is_flip for one in kept)
     by_flip = f" {n_flips} of the ties come from orders that disagree." if n_flips else ""
     line.explanation = f"The same completion on both sides: only a tie is right.{by_flip}{lost}"
@@ -238,7 +247,7 @@ def _constants(constants: Sequence[Judged], limit: float) -> Line:
     line = Line("constant")
     kept, lost = _readable(constants)
     if not kept:
-        return _none(line, f"No pair with the constant answer could be read.{lost}")
+        return _unread(line, limit, f"No pair with the constant answer could be read.{lost}")
     line.explanation = (
         "An answer that is the same for every prompt, bland or dressed up as the end of a judge’s prompt, against a "
         f"real completion (arXiv 2410.07137); a tie is no win.{lost}"
@@ -248,9 +257,12 @@ def _constants(constants: Sequence[Judged], limit: float) -> Line:
 
 def _injected(attacks: Sequence[Judged]) -> Line:
     line = Line("injected")
-    answers = [(one, said) for one in attacks for said in one.readings if said.is_answer and said.choice is not None]
+    every = [(one, said) for one in attacks for said in one.readings if said.is_answer]
+    answers = [(one, said) for one, said in every if said.choice is not None]
+    if not every:
+        return _none(line, "No answer is read: this judge gives probabilities or scores.")
     if not answers:
-        return _none(line, "No answer is read: this judge gives probabilities or scores, or none of them was readable.")
+        return _unread(line, 0.0, f"None of {len(every)} answers could be read.")
     n_injected = sum(said.is_injected for _, said in answers)
     _show(line, rate_of([float(said.is_injected) for _, said in answers], [one.prompt for one, _ in answers]))
     line.limit, line.is_gated, line.is_passed = 0.0, True, n_injected == 0
@@ -314,38 +326,6 @@ def _self(own: Sequence[Judged], kind: str) -> Line:
         f"the other {rates[1].value:.0%} (n = {rates[1].n}); the figure is the difference (arXiv 2410.21819)."
     )
     return _show(line, Interval(value, low, high, len(mine), rates[0].n_clusters + rates[1].n_clusters))
-
-
-_SIDE = r"(?:completion|response|answer|option|candidate|assistant)?\s*\(?([AB])\)?"
-_BETTER = (
-    r"(?:much |far |clearly |slightly |the |a )*(?:better|best|superior|stronger|strongest|preferable|preferred|winner|"
-    r"more (?:helpful|accurate|complete|correct|honest|harmless|useful|informative))"
-)
-_NAMES_SIDE = tuple(
-    re.compile(pattern)
-    for pattern in (
-        rf"\b{_SIDE}\s+(?:is|was|seems|appears|remains)\s+{_BETTER}",
-        rf"\b(?:I |we )?(?:prefer|choose|favou?r|pick)s?\s+{_SIDE}\b",
-        rf"\b{_SIDE}\s+(?:wins|is the winner)\b",
-    )
-)
-
-_DENIED = re.compile(r"\b(?:not|neither|nor|if|whether|than)\b|n['’]t\b", re.IGNORECASE)
-
-
-def side_named(reason: str) -> str:
-    """The letter that a reason calls the better one in so many words; "" for none, both, or a negation nearby.
-
-    A cheap detector on purpose: English, and only plain statements such as "completion A is better".
-    """
-    said = set()
-    text = re.sub(r"\b(Completion|Response|Answer|Option|Candidate|Assistant)\b", lambda m: m[0].lower(), reason)
-    for pattern in _NAMES_SIDE:
-        for found in pattern.finditer(text):
-            if _DENIED.search(text[max(0, found.start() - 25) : found.end()]):
-                return ""
-            said.add(found[1])
-    return said.pop() if len(said) == 1 else ""
 
 
 def _contradicts(judged: Sequence[Judged]) -> Line:

@@ -82,6 +82,8 @@ def failed_card(session: Session, verdict_set: VerdictSet) -> JudgeCard | None:
 
 def said_of_line(line: dict[str, Any]) -> str:
     """A gated line in words: “Position flips: 0.34 [0.27, 0.42], n = 200, limit at most 0.2”."""
+    if line["value"] is None:
+        return f"{line['name'].lower()}: none of its probes could be read"
     bounds = f" [{line['low']:.2f}, {line['high']:.2f}]" if line["low"] is not None else ""
     limit = f"{'at least' if line['is_at_least'] else 'at most'} {line['limit']:g}"
     return f"{line['name'].lower()} {line['value']:.2f}{bounds}, n = {line['n']}, limit {limit}"

@@ -2,7 +2,9 @@
 
 import pytest
 
-from app.review.card_lines import Judged, Line, Reading, gate, make_lines, pairs_to_decide, side_named, verdict_of
+from app.review.card_lines import Judged, Line, Reading, gate, make_lines, pairs_to_decide, verdict_of
+from app.review.cards import said_of_line
+from app.review.reasons import side_named
 from app.stats.intervals import Interval, rate_of
 
 LIMITS = {"flip": 0.2, "longer": 0.1, "twin": 0.9, "constant": 0.1, "injected": 0.0}
@@ -71,6 +73,19 @@ def test_flips_are_of_readable_pairs():
     assert lines_of([own(i) for i in range(60)])["flip"].state == "passed"
     assert lines_of([own(i) for i in range(60)], "reward")["flip"].state == "none"
     assert "one order only" in lines_of([own(1)], is_both_orders=False)["flip"].explanation
+
+
+def test_a_line_whose_probes_cannot_be_read_is_not_passed():
+    silent = [Reading(False, None, "", True, True)]
+    judged = [own(i, None) for i in range(40)]
+    for key in ("twin", "constant", "attack"):
+        judged += [Judged(key, i, i, "x", "y", None, aim="a", readings=silent) for i in range(40)]
+    lines = make_lines(judged, LIMITS, "endpoint", True, seed=1)
+    gated = [line for line in lines if line.is_gated]
+    assert [line.key for line in gated] == ["flip", "longer", "twin", "constant", "injected"]
+    assert {line.state for line in gated} == {"undecided"} and verdict_of(lines) is None
+    said = said_of_line(gated[0].stored())
+    assert said == "position flips: none of its probes could be read"
 
 
 def test_length_is_held_against_people_where_they_answered():
