@@ -21,7 +21,7 @@ from app.review.models import Answer, Mark, Override, Queue
 from app.review.recipes import AuditRecipe
 from app.runs.models import Run
 
-RECENT = 200  # answers that a person's median is taken over
+RECENT = 200  # answers that say how fast a person is
 
 
 def project_queue(session: Session, member: Member, queue_id: int) -> Queue:
@@ -138,42 +138,42 @@ class Progress:
 
     name: str
     n: int
-    n_skipped: int
-    seconds: float | None  # the median of their last answers
     last_at: datetime | None
+    n_skipped: int  # among their last RECENT
+    seconds: float | None  # the median of those
 
 
 def read_progress(session: Session, queue: Queue, account_id: int | None = None) -> list[Progress]:
-    """Each person's progress in a queue, the busiest first; or one person's alone."""
+    """Each person's progress in a queue, the busiest first; or one person's alone.
+
+    Everybody's answers are counted within an index; how long they took is read from the last ones alone.
+    """
     kind: Any = Mark if queue.kind == "scoring" else Answer
-    is_skip = kind.is_skipped if queue.kind == "scoring" else kind.first == "skip"
     query = (
-        sa.select(
-            kind.account_id, col(Account.name), sa.func.count().label("n"),
-            sa.func.sum(sa.case((is_skip, 1), else_=0)).label("n_skipped"), sa.func.max(kind.answered_at).label("at"),
-        )
-        .join(Account, col(Account.id) == kind.account_id)
+        sa.select(kind.account_id, sa.func.count().label("n"))
         .where(kind.queue_id == queue.id, kind.answered_at.is_not(None))
-        .group_by(kind.account_id, col(Account.name))
-        .order_by(sa.desc("n"), col(Account.name))
-    )  # fmt: skip
+        .group_by(kind.account_id)
+        .order_by(sa.desc("n"), kind.account_id)
+    )
     if account_id is not None:
         query = query.where(kind.account_id == account_id)
-    return [
-        Progress(row.name, row.n, row.n_skipped, _median_seconds(session, kind, queue, row.account_id), row.at)
-        for row in session.execute(query).all()
-    ]
+    return [_progress_of(session, kind, queue, row.account_id, row.n) for row in session.execute(query).all()]
 
 
-def _median_seconds(session: Session, kind: Any, queue: Queue, account_id: int) -> float | None:
+def _progress_of(session: Session, kind: Any, queue: Queue, account_id: int, n: int) -> Progress:
+    is_skip: Any = kind.is_skipped if kind is Mark else kind.first == "skip"
     recent = (
-        sa.select(kind.seconds)
+        sa.select(kind.seconds, kind.answered_at, is_skip.label("is_skip"))
         .where(kind.queue_id == queue.id, kind.account_id == account_id, kind.answered_at.is_not(None))
         .order_by(kind.answered_at.desc(), kind.id.desc())
         .limit(RECENT)
     )
-    seconds = [value for value in session.execute(recent).scalars() if value is not None]
-    return statistics.median(seconds) if seconds else None
+    rows = session.execute(recent).all()
+    seconds = [row.seconds for row in rows if row.seconds is not None]
+    return Progress(
+        get(session, Account, account_id).name, n, rows[0].answered_at, sum(bool(row.is_skip) for row in rows),
+        statistics.median(seconds) if seconds else None,
+    )  # fmt: skip
 
 
 def latest_verdict_set(session: Session, project_id: int) -> int | None:

@@ -132,10 +132,14 @@ def overrides_table(member: Member) -> Table:
         .join(Account, col(Account.id) == col(Override.account_id))
         .outerjoin(by_hand, col(by_hand.id) == col(Override.withdrawn_by_id))
     )
+    state = sa.case((col(Override.withdrawn_at).is_(None), "standing"), else_="withdrawn")
+    columns.append(Column("state", state, is_shown=False))
     # “+ 0” keeps SQLite from walking all pairs of the project to find the few that stand overridden
     of_project = col(PairSet.project_id) + 0 == member.project.id
     filters = [
+        Filter("state", state, "State", ("standing", "withdrawn")),
+        Filter("who", Account.name, "Who"),
+        Filter("choice", Override.choice, "Label", LABELS),
         Filter("pair_set_id", col(Pair.pair_set_id) + 0, "Pair set", cast=int),
-        Filter("choice", Override.choice, "Label"),
     ]
     return Table("overrides", columns, source, Override.id, [of_project], filters)

@@ -1,0 +1,47 @@
+"""Eight reviewers at once against the real server: nobody gets what another has, and no answer is lost."""
+
+import subprocess
+import time
+
+import httpx
+import pytest
+
+from app.db import get, transaction
+from app.launcher import web_command
+from app.projects.models import Project
+from app.review.models import Queue
+from app.review.queues import make_queue
+from app.review.recipes import AuditRecipe
+from bench.reviewers import doubles, lost, review
+from tests.review.rows import make_pairs, make_person, make_run, make_verdicts
+from tests.servers import free_port
+
+
+@pytest.mark.parametrize("overlap", [1, 2])
+def test_eight_reviewers_for_some_seconds(project: Project, overlap: int) -> None:
+    with transaction() as session:
+        verdicts = make_verdicts(session, project, make_pairs(session, project, 300), ["tie"])
+        recipe = AuditRecipe(verdict_set=verdicts.id, n=300, overlap=overlap)
+        queue = make_queue(session, recipe, project.id, make_run(session, project, "audit").id)
+        cookies = [make_person(session, project, f"reviewer {i}", "grader")[1] for i in range(8)]
+    port = free_port()
+    server = subprocess.Popen(web_command("127.0.0.1", port))
+    try:
+        url = f"http://127.0.0.1:{port}"
+        for _ in range(300):
+            try:
+                httpx.get(f"{url}/login")
+                break
+            except httpx.TransportError:
+                assert server.poll() is None
+                time.sleep(0.1)
+        done = review(url, f"/p/demo/review/{queue.id}", cookies, 4)
+    finally:
+        server.terminate()
+        server.wait(20)
+    assert not done.failures
+    assert len(done.acknowledged) > 50
+    assert len({cookie for cookie, _ in done.shown}) == 8
+    assert (doubles(done, overlap), lost(done)) == (0, 0)
+    with transaction() as session:
+        assert get(session, Queue, queue.id).n_answered == len(done.acknowledged)
