@@ -249,7 +249,10 @@ class Revising:
             said = str(known.request.get("stop_reason", ""))
             stop_reason = {"length": "length", "content_filter": "refused"}.get(said, "stop")
             item.chain.take(known.raw, stop_reason, int(known.request.get("tokens_out", 0)))
-            (finished if item.chain.is_over else self.ready).append(item)
+            if item.chain.is_over:
+                finished.append(item)
+            else:
+                self.ready.appendleft(item)  # what was begun is ended first
         self.book.write(session, finished)
 
     def after(self, n_in_flight: int, spent_usd: float) -> None:
