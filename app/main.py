@@ -17,6 +17,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 import app.models  # noqa: F401  every table is known before the first request
 from app import __version__
 from app.accounts import routes as accounts
+from app.annotations import wizard as import_wizard
 from app.benchmarks import routes as benchmarks
 from app.checkpoints import exports
 from app.checkpoints import routes as checkpoints
@@ -50,7 +51,7 @@ POLICY = (
     "form-action 'self'; frame-ancestors 'none'"
 )
 SLICES = (
-    accounts, projects, home, prompts, checkpoints, exports, pairs, constitutions, judging, judge_cards,
+    accounts, projects, home, import_wizard, prompts, checkpoints, exports, pairs, constitutions, judging, judge_cards,
     review, revising, label_diffs,
     training, benchmarks,
     grading, report, experiments, recipes, runs,

@@ -1,0 +1,165 @@
+"""Looking at a file before anything is stored: what it seems to be, what would be refused, what the rows would be.
+
+Every target (prompts, preferences, annotations) reads the first rows with the very functions that the import uses, so
+that what the page counts is what the import would do.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+from pydantic import ValidationError
+
+from app.annotations.fields import AnnotationDraft
+from app.annotations.layouts import fill, read_annotations
+from app.annotations.recipes import ImportAnnotationsRecipe
+from app.errors import Invalid
+from app.pairs.fields import PairDraft, guess_layout, read_pairs
+from app.prompts.fields import ADDED, GUESSES, BadField, Draft, read_prompt
+from app.prompts.files import BadRow
+from app.prompts.recipes import ImportPairsRecipe, ImportPromptsRecipe
+from app.prompts.sources import open_rows, peek
+from app.runs.recipe import Recipe
+
+TARGETS: dict[str, type[Recipe]] = {
+    "prompts": ImportPromptsRecipe, "pairs": ImportPairsRecipe, "annotations": ImportAnnotationsRecipe,
+}  # fmt: skip
+FIRST = 1_000  # rows that are looked at
+SHOWN = 3
+KEPT = 20  # refused rows that are listed
+Good = Draft | PairDraft | AnnotationDraft
+
+
+@dataclass
+class Look:
+    """What one target makes of the first rows."""
+
+    target: str
+    values: dict[str, Any]  # the recipe's, the guessed ones filled in
+    layout: str = ""
+    mapping: list[tuple[str, str]] = field(default_factory=list)  # what a part of the row becomes, and from which field
+    good: list[Good] = field(default_factory=list)  # the first few, as they would be stored
+    n_good: int = 0
+    n_bad: int = 0
+    bad: list[BadRow] = field(default_factory=list)
+    error: str = ""  # why nothing can be read
+    errors: dict[str, list[str]] = field(default_factory=dict)
+
+
+def look(target: str, given: Mapping[str, Any]) -> Look:
+    """Reads the first rows as this target would; never raises for what the file holds."""
+    found = Look(target, dict(given))
+    try:
+        row = first_row(str(given.get("path", "")), str(given.get("format") or "auto"))
+        found.values = guess(target, row, found.values)
+        recipe = TARGETS[target].model_validate(found.values)
+        if isinstance(recipe, ImportAnnotationsRecipe):
+            recipe = fill(recipe)
+            found.values = recipe.model_dump()
+        found.layout = str(getattr(recipe, "layout", "")) or name_of(row)
+        found.mapping = mapping_of(recipe, row)
+        for one in islice(drafts(recipe), FIRST):
+            _count(found, one)
+    except ValidationError as error:
+        for item in error.errors():
+            name = ".".join(map(str, item["loc"]))
+            found.errors.setdefault(name, []).append(item["msg"].removeprefix("Value error, "))
+        found.error = "; ".join(said for many in found.errors.values() for said in many)
+    except Invalid as error:
+        found.error, found.errors = error.message, error.fields or {}
+    return found
+
+
+def _count(found: Look, one: Good | BadRow) -> None:
+    if isinstance(one, BadRow):
+        found.n_bad += 1
+        found.bad += [one] if len(found.bad) < KEPT else []
+    else:
+        found.n_good += 1
+        found.good += [one] if len(found.good) < SHOWN else []
+
+
+def drafts(recipe: Recipe) -> Iterator[Good | BadRow]:
+    """One entry a row: what it would become (of several pairs the first), or why it is refused."""
+    if isinstance(recipe, ImportAnnotationsRecipe):
+        yield from (one if isinstance(one, BadRow) else one[1] for one in read_annotations(recipe))
+        return
+    assert isinstance(recipe, ImportPairsRecipe | ImportPromptsRecipe)
+    for one in open_rows(recipe.path, recipe.format):
+        if isinstance(one, BadRow):
+            yield one
+            continue
+        try:
+            if isinstance(recipe, ImportPairsRecipe):
+                yield read_pairs(one[1], recipe)[0]
+            else:
+                yield read_prompt(one[1], recipe)
+        except BadField as error:
+            yield BadRow(one[0], str(error))
+
+
+def first_row(path: str, fmt: str) -> Any:
+    """The first row that can be read, or None: a folder of several files has none."""
+    try:
+        return next((one[1] for one in peek(path, fmt, 20) if not isinstance(one, BadRow)), None)
+    except Invalid:
+        return None
+
+
+def guess(target: str, row: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """The values with what the first row tells put in where nothing was said."""
+    if not isinstance(row, dict):
+        return given
+    guessed: dict[str, Any] = {}
+    if target == "prompts":
+        answer = {"dolly": "response", "alpaca": "output"}.get(name_of(row), "")
+        guessed = {"reference_field": answer} if answer in row and isinstance(row[answer], str) else {}
+    elif target == "pairs" and not given.get("chosen_field"):
+        try:
+            layout = given.get("layout") or "auto"
+            layout = guess_layout(row) if layout == "auto" else layout
+        except BadField:
+            return given
+        guessed = {"layout": layout}
+        if layout == "pku_saferlhf":
+            guessed["label"] = "better" if "better_response_id" in row else "safer"
+    said = {name: value for name, value in given.items() if value not in ("", None, [], "auto")}
+    return {**given, **guessed, **said}
+
+
+def name_of(row: Any) -> str:
+    """What a row of prompts looks like."""
+    if not isinstance(row, dict):
+        return "text" if isinstance(row, str) else "rows"
+    names = set(row)
+    if {"instruction", "context", "response"} <= names:
+        return "dolly"
+    if {"instruction", "output"} <= names:
+        return "alpaca"
+    if isinstance(row.get("prompt"), dict) and "replies" in row["prompt"]:
+        return "oasst"
+    return next((name for name in GUESSES if row.get(name)), "rows")
+
+
+def mapping_of(recipe: Recipe, row: Any) -> list[tuple[str, str]]:
+    """What becomes of the row's fields, in words."""
+    names = list(row) if isinstance(row, dict) else []
+    if isinstance(recipe, ImportPromptsRecipe):
+        asked = recipe.prompt_field or next((name for name in GUESSES if name in names), "")
+        parts = [asked, *(one for one in ADDED.get(asked, ()) if one in names and not recipe.prompt_field)]
+        reference = recipe.reference_field or next((n for n in ("reference", "answer") if n in names), "")
+        category = recipe.category_field or ("category" if "category" in names else "")
+        said = [("Prompt", " + ".join(p for p in parts if p)), ("Reference answer", reference), ("Category", category),
+                ("Group", recipe.group_field or ("group" if "group" in names else ""))]  # fmt: skip
+    elif isinstance(recipe, ImportAnnotationsRecipe):
+        columns = [f"{column} ({who})" if column != who else column for column, who in recipe.columns().items()]
+        said = [
+            ("Item", ", ".join(recipe.item_fields)), ("Prompt (group)", ", ".join(recipe.group_fields)),
+            ("Category", recipe.category_field), ("Annotator", recipe.annotator_field), ("Label", recipe.label_field),
+            ("Columns of labels", ", ".join(columns)), ("Sides", ", ".join(filter(None, (recipe.side_a_field,
+             recipe.side_b_field)))), ("Meaning", ", ".join(recipe.label_map)),
+        ]  # fmt: skip
+    else:
+        said = [("Fields of a row", ", ".join(names))]
+    return [(what, fields) for what, fields in said if fields]
