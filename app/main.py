@@ -17,6 +17,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 import app.models  # noqa: F401  every table is known before the first request
 from app import __version__
 from app.accounts import routes as accounts
+from app.annotations import routes as annotations
 from app.annotations import wizard as import_wizard
 from app.benchmarks import routes as benchmarks
 from app.checkpoints import exports
@@ -38,6 +39,7 @@ from app.prompts import routes as prompts
 from app.recipes import routes as recipes
 from app.report import routes as report
 from app.review import card_routes as judge_cards
+from app.review import estimate_routes as estimates
 from app.review import routes as review
 from app.revising import routes as revising
 from app.runs import routes as runs
@@ -51,10 +53,9 @@ POLICY = (
     "form-action 'self'; frame-ancestors 'none'"
 )
 SLICES = (
-    accounts, projects, home, import_wizard, prompts, checkpoints, exports, pairs, constitutions, judging, judge_cards,
-    review, revising, label_diffs,
-    training, benchmarks,
-    grading, report, experiments, recipes, runs,
+    accounts, projects, home, import_wizard, prompts, checkpoints, exports, pairs, annotations, constitutions,
+    judging, judge_cards, estimates, review, revising, label_diffs, training, benchmarks, grading, report,
+    experiments, recipes, runs,
 )  # fmt: skip
 
 

@@ -72,10 +72,10 @@ def _compute(session: Session, queue: Queue, has_coefficients: bool) -> Agreemen
         .order_by(col(Answer.pair_id), col(Answer.account_id))
     ).all()  # fmt: skip
     said = [row for row in found if row.first != "skip"]
-    people = [_label(row.first) for row in said]
+    people = [choice_label(row.first) for row in said]
     verdicts = [row.outcome for row in said]
     prompts = [row.prompt_id for row in said]
-    shared = [(row.pair_id, row.account_id, _label(row.first), row.prompt_id) for row in said]
+    shared = [(row.pair_id, row.account_id, choice_label(row.first), row.prompt_id) for row in said]
     table = [[0, 0, 0, 0] for _ in LABELS]
     for one, other in zip(people, verdicts, strict=True):
         table[LABELS.index(one)][3 if other is None else LABELS.index(other)] += 1
@@ -93,7 +93,7 @@ def _compute(session: Session, queue: Queue, has_coefficients: bool) -> Agreemen
     )
 
 
-def _label(choice: str) -> str:
+def choice_label(choice: str) -> str:
     """A judge cannot say “both bad”: it counts as a tie, which is also what it does to the label."""
     return "tie" if choice == "both_bad" else choice
 
