@@ -5,7 +5,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import islice
 from typing import Any, Literal
@@ -37,7 +37,8 @@ class Column:
     kind: Literal["text", "number", "when", "badge", "long"] = "text"
     href: Callable[[dict[str, Any]], str] | None = None
     is_sortable: bool = False
-    is_shown: bool = True  # False: only in the downloads
+    is_shown: bool = True  # False: no column of the page's table, though its template may say it
+    is_read: bool = True  # False: only in the downloads; a page does not even read it
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,8 @@ def respond_rows(name: str, names: list[str], rows: list[dict[str, Any]], fmt: F
 
 def read_page(request: Request, session: Session, table: Table) -> TablePage:
     """One page of the table as the URL asks for it."""
-    query, sort = _filtered(request, table)
+    shown = replace(table, columns=[column for column in table.columns if column.is_read])
+    query, sort = _filtered(request, shown)
     rows, after = _fetch(session, table, query, sort, request.query_params.get("after"), PAGE)
     asked = request.query_params
     next_url = str(request.url.include_query_params(after=after).query) if after else None

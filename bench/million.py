@@ -23,9 +23,10 @@ from app.runs.models import Run
 from app.training.models import Snapshot
 
 LARGEST_QUEUE = 100_000  # what a recipe allows
-SPLIT = "CASE WHEN i % 1000 = 999 THEN 'test' WHEN i % 10 = 0 THEN 'dev' ELSE 'train' END"
+# what is rare fills a page already at a thousand, so that pages of the same length are compared
+SPLIT = "CASE WHEN i % 1000 = 999 OR (i < 1000 AND i % 20 = 19) THEN 'test' WHEN i % 10 = 0 THEN 'dev' ELSE 'train' END"
 IS_FLIP = "(i % 10 = 3)"
-OUTCOME = "CASE WHEN i % 50 = 7 THEN NULL WHEN i % 10 = 3 THEN 'tie' WHEN i % 2 = 0 THEN 'a' ELSE 'b' END"
+OUTCOME = "CASE WHEN i % 20 = 7 THEN NULL WHEN i % 10 = 3 THEN 'tie' WHEN i % 2 = 0 THEN 'a' ELSE 'b' END"
 SAID = "because the first is to the point and the second wanders off for a sentence or two before it answers. "
 TEXT = "a sentence of about forty characters. " * 8
 # table → what one row i of it is; the ids of a fresh database count from one
@@ -34,13 +35,15 @@ ROWS = {
         'id, set_id, position, messages, follow_ups, split, grp, category, source, licence, "overlaps", sha256',
         'i + 1, 1, i, \'[{"role": "user", "content": "What is question \' || CAST(i AS TEXT) || \' of the many that '
         f"are asked here about things?\"}}]', '[]', {SPLIT}, 'g' || CAST(i AS TEXT), "
-        "CASE WHEN i % 1000 = 500 THEN 'rare' ELSE 'c' || CAST(i % 20 AS TEXT) END, '', '', '', "
+        "CASE WHEN i % 1000 = 500 OR (i < 1000 AND i % 20 = 10) THEN 'rare' ELSE 'c' || CAST(i % 20 AS TEXT) END, "
+        "'', '', '', "
         "CAST(1000000000000 + i AS TEXT)",
     ),
     "completion": (
         "id, prompt_id, arm_id, run_id, sample, text, n_tokens, stop_reason, is_prompt_truncated",
         f"i + 1, i / 2 + 1, i % 2 + 1, 1, i % 2, '{TEXT}' || CAST(i AS TEXT), 60, "
-        "CASE WHEN i % 20000 = 700 THEN 'refused' WHEN i % 30 = 0 THEN 'length' ELSE 'stop' END, false",
+        "CASE WHEN i % 20000 = 700 OR (i < 1000 AND i % 20 = 7) THEN 'refused' WHEN i % 30 = 0 THEN 'length' "
+        "ELSE 'stop' END, false",
     ),
     "pair": ("id, pair_set_id, position, prompt_id, a_id, b_id", "i + 1, 1, i, i + 1, 2 * i + 1, 2 * i + 2"),
     "opinion": (
@@ -49,12 +52,12 @@ ROWS = {
     ),
     "verdict": (
         "id, verdict_set_id, pair_id, outcome, reason, p_a, by_principle, votes, is_flip, need",
-        f"i + 1, 1, i + 1, {OUTCOME}, '{SAID}', CASE WHEN i % 50 = 7 THEN NULL ELSE (i % 997) / 997.0 END, '{{}}', "
+        f"i + 1, 1, i + 1, {OUTCOME}, '{SAID}', CASE WHEN i % 20 = 7 THEN NULL ELSE (i % 997) / 997.0 END, '{{}}', "
         f"'{{}}', {IS_FLIP}, (i % 991) / 991.0",
     ),
     "override": (
         "id, pair_id, choice, account_id, why, made_at",
-        "i + 1, 200 * i + 4, CASE WHEN i % 2 = 0 THEN 'a' ELSE 'b' END, 1, 'seen by a person', '2026-01-01 00:00:00'",
+        "i + 1, 20 * i + 4, CASE WHEN i % 2 = 0 THEN 'a' ELSE 'b' END, 1, 'seen by a person', '2026-01-01 00:00:00'",
     ),
     "answer": (
         "id, queue_id, pair_id, place, position, is_swapped, note",
@@ -73,7 +76,7 @@ class Seeded:
 
 def seed(n: int, n_graders: int = 8) -> Seeded:
     """Fills an empty migrated database with n judged pairs and a large audit."""
-    n_queue, n_answered, n_over = min(n, LARGEST_QUEUE), min(n, LARGEST_QUEUE) // 20, n // 200
+    n_queue, n_answered, n_over = min(n, LARGEST_QUEUE), min(n, LARGEST_QUEUE) // 20, min(n, LARGEST_QUEUE) // 20
     with db.transaction() as session:
         seeded = _small_rows(session, n, n_queue, n_answered, n_over, n_graders)
     counts = {"completion": 2 * n, "answer": n_queue, "override": n_over}
@@ -125,12 +128,12 @@ def _small_rows(session: Session, n: int, n_queue: int, n_answered: int, n_over:
          Judge(project_id=project.id, name="a judge", kind="imported"))  # fmt: skip
     _add(session, PairSet(project_id=project.id, name="pairs", prompt_set_id=1, n=n, labels_version=n_over,
                           n_overridden=n_over, run_id=1))  # fmt: skip
-    n_null, n_tie = n // 50, n // 10
+    n_null, n_tie = n // 20, n // 10
     _add(session, VerdictSet(project_id=project.id, name="verdicts", pair_set_id=1, judge_id=1, run_id=2, n_flip=n_tie,
                              n_null=n_null, n_tie=n_tie, n_a=n // 2, n_b=n - n // 2 - n_null - n_tie))  # fmt: skip
     _add(session, Queue(project_id=project.id, name="audit", verdict_set_id=1, kind="audit", n=n_queue, overlap=1,
                         n_answered=n_answered, run_id=3))  # fmt: skip
-    frozen = {str(200 * i + 4): "a" for i in range(n_over)}
+    frozen = {str(20 * i + 4): "a" for i in range(n_over)}
     _add(session, *(Snapshot(project_id=project.id, name=f"frozen {i}", pair_set_id=1, verdict_set_id=1, run_id=4,
                              state="ready", labels_version=n_over, counts={"overrides": frozen}, n_train=n // 2)
                     for i in range(3)))  # fmt: skip

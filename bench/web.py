@@ -24,6 +24,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -129,7 +130,7 @@ def await_web(url: str, server: subprocess.Popen[bytes]) -> None:
     sys.exit("the web app did not start")
 
 
-def resolve(client: httpx.Client, page: str) -> str:
+def resolve(client: Any, page: str) -> str:
     """The page's address; `>next` follows the link to the next page of its table."""
     address, _, is_next = page.partition(">")
     if not is_next:

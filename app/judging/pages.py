@@ -21,7 +21,7 @@ from app.runs.models import Run
 from app.tables import Column, Filter, Table
 
 OUTCOMES = ("a", "b", "tie", "unreadable")
-REASONS_READ = 500
+REASONS_READ = 200
 
 
 def verdict_sets_table(member: Member) -> Table:
@@ -86,8 +86,8 @@ def verdicts_table(verdict_set: VerdictSet) -> Table:
         Column("is_flip", sa.case((col(Verdict.is_flip), "yes"), else_="no"), "Flip"),
         Column("need", Verdict.need, "Need", "number", is_sortable=True),
         Column("reason", Verdict.reason, "Reason", "long"),
-        Column("a", a.text, "a", is_shown=False),
-        Column("b", b.text, "b", is_shown=False),
+        Column("a", a.text, "a", is_shown=False, is_read=False),
+        Column("b", b.text, "b", is_shown=False, is_read=False),
     ]
     source = (
         sa.join(Verdict, Pair, col(Pair.id) == col(Verdict.pair_id))

@@ -82,7 +82,7 @@ def snapshots_table(member: Member) -> Table:
         Column("n_train", Snapshot.n_train, "Train", "number"),
         Column("n_dev", Snapshot.n_dev, "Dev", "number"),
         Column("labels_version", Snapshot.labels_version, is_shown=False),
-        Column("counts", Snapshot.counts, is_shown=False),
+        Column("counts", Snapshot.counts, is_shown=False, is_read=False),
         Column("sha256", Snapshot.sha256, is_shown=False),
         Column("created_at", Snapshot.created_at, "Frozen", "when"),
     ]

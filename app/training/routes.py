@@ -4,6 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
+from sqlalchemy.orm import defer
 from sqlmodel import Session, col, select
 from starlette.datastructures import FormData, UploadFile
 
@@ -47,7 +48,8 @@ ABOUT = {
 def show_training(request: Request, member: Viewer, session: Db) -> Response:
     """Methods, training runs with their headline, and snapshots; what is stale says so."""
     snapshots = session.exec(
-        select(Snapshot).where(Snapshot.project_id == member.project.id).order_by(col(Snapshot.id).desc()).limit(10)
+        select(Snapshot).options(defer(Snapshot.counts))  # type: ignore[arg-type]  # long where much is overridden
+        .where(Snapshot.project_id == member.project.id).order_by(col(Snapshot.id).desc()).limit(10)
     ).all()
     return respond(
         request, session, runs_table(member), "html", "training/list.html", title="Train", methods=ABOUT,
