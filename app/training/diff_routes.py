@@ -68,6 +68,7 @@ def show_diff(
 
 
 @router.get("/p/{project}/train/snapshots/{snapshot_id:int}/diff")
-def choose_diff(member: Viewer, snapshot_id: int, other: int) -> Response:
-    """Where the form on a snapshot's page leads: the diff with the snapshot chosen there."""
-    return RedirectResponse(f"/p/{member.project.slug}/train/snapshots/{snapshot_id}/diff/{other}", status_code=303)
+def choose_diff(member: Viewer, snapshot_id: int, other: int | None = None) -> Response:
+    """Where the form on a snapshot's page leads: the diff with the snapshot chosen there, or back to choose one."""
+    here = f"/p/{member.project.slug}/train/snapshots/{snapshot_id}"
+    return RedirectResponse(here if other is None else f"{here}/diff/{other}", status_code=303)

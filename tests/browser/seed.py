@@ -15,15 +15,18 @@ from app.db import get, now
 from app.grading.guesses import end_part
 from app.grading.items import Marks, give_grade, next_item
 from app.grading.models import GradeItem, Grading
-from app.pairs.models import Completion
+from app.judging.models import VerdictSet
+from app.pairs.models import Completion, Pair
 from app.projects.models import Project
 from app.projects.projects import make_project, set_role
 from app.prompts.models import Prompt
 from app.review.answers import give_answer
-from app.review.models import Queue
+from app.review.card_lines import Judged, make_lines
+from app.review.models import JudgeCard, Queue
 from app.review.queues import claim_place
 from app.revising.decisions import decide
 from app.revising.models import Revision, RevisionSet
+from app.training.models import Snapshot
 
 EMPTY = "empty"
 CHOICES = ("left", "right", "left", "tie", "right", "both_bad", "left")
@@ -49,6 +52,7 @@ def seed(session: Session) -> None:
     grading = session.exec(select(Grading).where(Grading.project_id == project.id)).one()
     _grade(session, _copy(session, grading), grader, 99)
     _revise(session, project, grader)
+    _probe(session, project)
     _grade(session, grading, grader, 3)
 
 
@@ -94,6 +98,37 @@ def _revise(session: Session, project: Project, grader: Account) -> None:
         session.flush()
         if place < 3:
             decide(session, made, row, grader.id, "rejected" if place == 1 else "accepted", "Said by a script.")
+
+
+def _probe(session: Session, project: Project) -> None:
+    """A Judge Card of the demo's judge, and a second snapshot in which some labels are others."""
+    verdicts = session.exec(select(VerdictSet).where(VerdictSet.project_id == project.id)).first()
+    assert verdicts is not None
+    keys = ("own", "twin", "constant", "attack", "list")
+    judged = [
+        Judged(key, i, i, "It is so.", "It is so, and more.", "tie" if key == "twin" else "ab"[i % 3 == 0], aim="a")
+        for key in keys for i in range(50)
+    ]  # fmt: skip
+    limits = {"flip": 0.2, "longer": 0.1, "twin": 0.9, "constant": 0.1, "injected": 0.0}
+    lines = make_lines(judged, limits, "endpoint", True, seed=1)
+    shown = [
+        {"key": key, "is_against": key == "attack", "prompt": "Is it so?", "a": "It is so.", "b": "It is so, and more.",
+         "aim": "b", "outcome": "b", "of": 1,
+         "readings": [{"is_swapped": False, "choice": "b", "reason": "Completion B is better."}]}
+        for key in keys
+    ]  # fmt: skip
+    session.add(JudgeCard(
+        project_id=project.id, judge_id=verdicts.judge_id, pair_set_id=verdicts.pair_set_id, run_id=verdicts.run_id,
+        lines=[line.stored() for line in lines], probes=shown, limits=limits, n=len(judged), is_passed=None,
+        protocol={"is_both_orders": True, "verdict_set": verdicts.id},
+    ))  # fmt: skip
+    first = session.exec(select(Snapshot).where(Snapshot.project_id == project.id).order_by(col(Snapshot.id))).first()
+    assert first is not None
+    in_order = select(Pair.id).where(Pair.pair_set_id == first.pair_set_id).order_by(col(Pair.position)).limit(40)
+    others = {str(key): ("a", "b", "tie", "both_bad")[i % 4] for i, key in enumerate(session.exec(in_order))}
+    given = first.model_dump(exclude={"id", "name", "counts", "run_id"})
+    counts = first.counts | {"overrides": others}
+    session.add(Snapshot(**given, name="With other labels", counts=counts, run_id=first.run_id))
 
 
 def _copy(session: Session, grading: Grading) -> Grading:

@@ -44,6 +44,7 @@ def test_overrides_between_two_snapshots(client: TestClient, project: Project, v
     assert f'value="{old.id}"' in page and "Compare labels" in page
     shown = client.get(f"/p/demo/train/snapshots/{new.id}/diff?other={old.id}")
     assert shown.url.path == f"/p/demo/train/snapshots/{new.id}/diff/{old.id}"
+    assert client.get(f"/p/demo/train/snapshots/{new.id}/diff").url.path == f"/p/demo/train/snapshots/{new.id}"
     text = " ".join(shown.text.split())
     assert "3 changed labels" in text and "owner: both bad" in text
     assert f'From <a href="/p/demo/train/snapshots/{old.id}"' in text  # the older stands first, however it is asked
