@@ -56,8 +56,9 @@ def read_words(session: Session, pair_ids: Iterable[int]) -> dict[int, list[Word
     words: dict[int, list[Word]] = defaultdict(list)
     for start in range(0, len(ids), CHUNK):
         some = ids[start : start + CHUNK]
-        by_hand = _withdrawn_by_hand(session, some)
-        for row in session.execute(_answers_of(some)).all():
+        rows = session.execute(_answers_of(some)).all()
+        by_hand = _withdrawn_by_hand(session, some) if rows else {}
+        for row in rows:
             gone = by_hand.get((row.pair_id, row.choice))
             if gone is None or row.answered_at > gone:
                 is_adjudicator = row.kind == "adjudication"
