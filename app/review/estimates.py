@@ -65,13 +65,9 @@ def read_estimates(session: Session, queue: Queue) -> Estimates:
         if row.arms[0] != row.arms[1]:
             by_arms[min(row.arms), max(row.arms)].append(row)
     wanted = [arms for arms, rows in by_arms.items() if len(rows) >= FEWEST]
-    names: dict[int, str] = dict(
-        session.execute(
-            sa.select(col(Arm.id), col(Arm.name)).where(col(Arm.id).in_({x for two in wanted for x in two}))
-        )
-        .tuples()
-        .all()
-    )
+    ids = {arm for two in wanted for arm in two}
+    named = session.execute(sa.select(col(Arm.id), col(Arm.name)).where(col(Arm.id).in_(ids)))
+    names: dict[int, str] = {key: name for key, name in named}  # noqa: C416  dict() does not know rows as pairs
     for arms in sorted(wanted, key=lambda two: -len(by_arms[two]))[:MOST_ARMS]:
         rest = [row for row in others if set(row.arms) == set(arms)]
         name = f"win rate of {names[arms[0]]} over {names[arms[1]]}"
