@@ -39,7 +39,7 @@ def _weight(key: str, said: Any) -> float:
     return weight
 
 
-@router.get("/p/{project}/judge/{set_id:int}/what-if")
+@router.get("/p/{project}/forecast/weights/{set_id:int}")
 def show_what_if(request: Request, member: Viewer, session: Db, set_id: int) -> Response:
     """What other weights would change, counted from the stored opinions: no call is made."""
     row: VerdictSet = project_row(session, member, VerdictSet, set_id)

@@ -48,10 +48,10 @@ def test_what_a_principle_less_would_flip_is_counted_kept_and_judged_again(
         found, n = set_of(run), len(server.requests)
         page = client.get(f"/p/demo/judge/{found.id}").text
         assert 'name="weight-long"' in page and "What if" in page
-        shown = client.get(f"/p/demo/judge/{found.id}/what-if", params={"weight-long": "0"}).text
+        shown = client.get(f"/p/demo/forecast/weights/{found.id}", params={"weight-long": "0"}).text
         assert "Without long, " in shown and "45 of 60 labels flip" in shown
         assert shown.count("?pair=") == 10
-        same = client.get(f"/p/demo/judge/{found.id}/what-if", params={"weight-long": "5"}).text
+        same = client.get(f"/p/demo/forecast/weights/{found.id}", params={"weight-long": "5"}).text
         assert "0 of 60 labels flip" in same
         kept_page = client.post(f"/p/demo/judge/{found.id}/keep", data={"weight-long": "0", "weight-short": "1"})
         assert "Re-aggregated, not re-judged" in kept_page.text
@@ -94,9 +94,9 @@ def test_the_same_weights_flip_nothing_and_keeping_is_kept_apart(
         assert what_if(session, kept, {"long": 0.0, "short": 1.0}).n_to_other_side == 45
     assert outcomes(found.id) != outcomes(kept.id)
     for wrong in ("x", "-1", "nan", "1e9"):
-        assert client.get(f"/p/demo/judge/{found.id}/what-if", params={"weight-long": wrong}).status_code == 422
+        assert client.get(f"/p/demo/forecast/weights/{found.id}", params={"weight-long": wrong}).status_code == 422
     nothing = {"weight-long": "0", "weight-short": "0"}
-    assert client.get(f"/p/demo/judge/{found.id}/what-if", params=nothing).status_code == 422
+    assert client.get(f"/p/demo/forecast/weights/{found.id}", params=nothing).status_code == 422
     url = f"/api/v1/p/demo/verdict-sets/{found.id}/reweigh"
     assert client.post(url, json={"weights": {"unknown": 1}}).status_code == 422
     made_by_api = client.post(url, json={"weights": {"long": 0}}).json()
@@ -111,7 +111,7 @@ def test_a_rules_weights_are_its_own(client: TestClient, project: Project):
     found = set_of(do(project.id, kind="judge", pair_set=pair_set, judge=judge_id))
     page = client.get(f"/p/demo/judge/{found.id}").text
     assert 'name="weight-format"' in page
-    shown = client.get(f"/p/demo/judge/{found.id}/what-if", params={"weight-format": "0"}).text
+    shown = client.get(f"/p/demo/forecast/weights/{found.id}", params={"weight-format": "0"}).text
     assert "of 1 labels flip" in shown
 
 

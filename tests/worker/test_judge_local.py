@@ -9,6 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,13 +20,16 @@ from sqlmodel import select
 from app import db
 from app.accounts.logins import make_account
 from app.checkpoints.models import Checkpoint
+from app.constitutions.constitutions import PrincipleText, add_version
+from app.errors import Invalid
 from app.judging.material import read_guide, read_pairs, unjudged
 from app.judging.models import CallText, Opinion, Verdict
 from app.judging.prompt import render_local_prompt
 from app.judging.verdicts import sigmoid
 from app.projects.models import Project
 from app.projects.projects import make_project
-from tests.judging.rows import do, error_of, made, make_pairs, set_of
+from tests.chat_server import ChatServer
+from tests.judging.rows import do, endpoint_judge, error_of, made, make_pairs, set_of
 from tests.servers import free_port
 
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
@@ -124,6 +128,47 @@ def test_a_reward_model_judges_by_its_scores(demo: Project, shared_data: Path, s
             a, b = scorer.score([text.messages] * 2, [text.a, text.b])
             assert verdict.p_a == pytest.approx(sigmoid(a - b), abs=1e-4)
             assert verdict.outcome == ("a" if a > b else "b")
+
+
+def test_a_panel_mixes_all_kinds_and_a_checkpoint_answers_by_principle(
+    demo: Project, shared_data: Path, stories: Path, tmp_path: Path
+):
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    torch.manual_seed(0)
+    AutoModelForSequenceClassification.from_pretrained(stories, num_labels=1).save_pretrained(tmp_path / "rm")
+    AutoTokenizer.from_pretrained(stories).save_pretrained(tmp_path / "rm")
+    pairs = real_pairs(shared_data, demo, 6)
+    with db.transaction() as session:
+        principles = [PrincipleText("honest", "It is true.", 2.0), PrincipleText("kind", "It is kind.", 1.0)]
+        constitution = add_version(session, demo.id, "two", "", principles).id
+    makings = [
+        {"judge_kind": "checkpoint", "checkpoint": add_checkpoint(demo, stories, "policy")},
+        {"judge_kind": "reward", "checkpoint": add_checkpoint(demo, tmp_path / "rm", "reward")},
+        {"judge_kind": "rule", "answer_weight": 0},
+    ]
+    local, reward, rule = (made(do(demo.id, kind="new_judge", **one), "judge") for one in makings)
+    asked = {"pair_set": pairs, "constitution": constitution, "principle_calls": "separate", "overall": "weighted"}
+    with ChatServer() as server:
+        endpoint = endpoint_judge(demo.id, server.origin)
+        panel = made(do(demo.id, kind="new_judge", judge_kind="panel", rule="mean",
+                        members=[endpoint, local, reward, rule]), "judge")  # fmt: skip
+        run = do(demo.id, kind="judge", judge=panel, max_truncated=1, max_null=1, timeout_s=5, **asked)
+    assert (run.status, run.queue) == ("done", "gpu"), run.error
+    with db.reading() as session:
+        opinions = session.exec(select(Opinion)).all()
+        verdicts = session.exec(select(Verdict)).all()
+    assert Counter(one.judge_id for one in opinions) == {endpoint: 24, local: 24, reward: 6, rule: 6}
+    assert {one.principle for one in opinions if one.judge_id == local} == {"honest", "kind"}
+    for verdict in verdicts:
+        members = verdict.votes["by_judge"]
+        said = [one["p_a"] if one["p_a"] is not None else {"a": 1, "tie": 0.5, "b": 0}[one["outcome"]]
+                for one in members.values()]  # fmt: skip
+        assert verdict.p_a == pytest.approx(sum(said) / 4)
+        assert set(members[str(local)]["by_principle"]) == {"honest", "kind"} < set(verdict.by_principle)
+    with pytest.raises(Invalid, match="one question at a time"):
+        do(demo.id, kind="judge", judge=local, **{**asked, "principle_calls": "joint"})
 
 
 @contextmanager
