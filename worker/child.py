@@ -20,6 +20,7 @@ KINDS = {
     "import_prompts": "worker.importing:import_prompts",
     "import_pairs": "worker.importing_pairs:import_pairs",
     "import_annotations": "worker.importing_annotations:import_annotations",
+    "check_prompts": "worker.hygiene:check_prompts",
     "import_checkpoint": "worker.importing_checkpoint:import_checkpoint",
     "export": "worker.export:export_checkpoint",
     "new_endpoint": "worker.judge:add_endpoint",

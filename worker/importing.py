@@ -28,6 +28,7 @@ from app.prompts.recipes import ImportPromptsRecipe
 from app.prompts.sources import open_rows
 from worker.compact_map import CompactMap, hash64
 from worker.hub import fetch_hub
+from worker.hygiene import check_set
 from worker.job import Job
 
 CHUNK = 4_000
@@ -71,6 +72,7 @@ def import_prompts(job: Job) -> None:
     wanted = recipe.name or (f"{recipe.shipped} prompts" if recipe.shipped else Path(recipe.path).name.split(".")[0])
     set_id = start_prompt_set(job, wanted, facts, recipe.shipped or recipe.path)
     store_prompts(job, spool, set_id, facts["n"])
+    check_set(job, set_id)
     with job.write() as session:
         finish_prompt_set(session, job, set_id)
 

@@ -30,6 +30,7 @@ from app.prompts.recipes import ImportPairsRecipe
 from app.prompts.sources import open_rows
 from worker.compact_map import CompactMap, hash64
 from worker.hub import fetch_hub
+from worker.hygiene import check_set
 from worker.importing import (
     CHUNK,
     PromptSpool,
@@ -55,6 +56,7 @@ def import_pairs(job: Job) -> None:
     wanted = recipe.name or Path(recipe.path).name.split(".")[0]
     set_id = start_prompt_set(job, wanted, facts, recipe.path)
     store_prompts(job, prompts, set_id, facts["n"])
+    check_set(job, set_id)
     total = _store_completions(job, job.folder / "completions.jsonl", set_id)
     pair_set_id, verdict_set_id, judge_id = _start_sets(job, recipe, set_id, wanted)
     _store_pairs(job, pairs, set_id, pair_set_id, verdict_set_id, judge_id)

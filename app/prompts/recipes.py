@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from app.runs.recipe import Recipe
+from app.runs.recipe import Recipe, points_to
 
 # arrow: a folder that `datasets` saved; hub: an id on huggingface.co, such as owner/name or owner/name:split
 Format = Literal["auto", "jsonl", "json", "csv", "parquet", "text", "arrow", "hub"]
@@ -84,3 +84,20 @@ class ImportPairsRecipe(Recipe):
     dev_share: float = Field(0.1, ge=0, le=0.9, title="Share of prompts in dev")
     test_share: float = Field(0.2, ge=0, le=0.9, title="Share of prompts in test")
     may_reject: bool = Field(False, title="Import the good rows although some are bad")
+
+
+class CheckPromptsRecipe(Recipe):
+    """Looks for near-duplicates, and for prompts that hold a benchmark's question. Nothing is removed."""
+
+    kind: ClassVar[str] = "check_prompts"
+    aim: ClassVar[str] = "Check a prompt set"
+    verb: ClassVar[str] = "Check"
+
+    prompt_set: int = points_to("prompt_set", title="Prompts")
+    near: float = Field(0.8, gt=0, le=1, title="Near-duplicates share at least this much",
+                        description="Jaccard similarity of their three-word runs.")  # fmt: skip
+    questions: list[str] = Field(
+        [],
+        title="Files of benchmarks' questions",
+        description="On the server; besides the benchmarks scored in this project.",
+    )

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import sqlalchemy as sa
 from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 from pydantic import ValidationError
@@ -11,6 +12,7 @@ from app.db import Db, get
 from app.errors import AppError, Invalid, NotFound
 from app.html import html, read_form, recipe_form
 from app.projects.access import Member, Researcher, Viewer
+from app.prompts.hygiene import warnings_of
 from app.prompts.models import SPLITS, Prompt, PromptSet, RejectedRow
 from app.prompts.recipes import ImportPairsRecipe, ImportPromptsRecipe
 from app.prompts.uploads import Received, Sent, store_upload
@@ -52,6 +54,11 @@ def sets_table(member: Member) -> Table:
     return Table("prompt sets", columns, PromptSet, PromptSet.id, where)
 
 
+FLAG = sa.case(
+    (col(Prompt.overlaps) != "", "overlap"), (col(Prompt.near_of).is_not(None), "near"), else_=""
+)  # fmt: skip
+
+
 def prompts_table(row: PromptSet) -> Table:
     """One set's prompts."""
     columns = [
@@ -65,10 +72,12 @@ def prompts_table(row: PromptSet) -> Table:
         Column("category", Prompt.category, "Category"),
         Column("source", Prompt.source, "Source"),
         Column("licence", Prompt.licence, "Licence"),
+        Column("near_of", Prompt.near_of, is_shown=False),
+        Column("overlaps", Prompt.overlaps, is_shown=False),
         Column("sha256", Prompt.sha256, is_shown=False),
     ]
     filters = [Filter("split", Prompt.split, "Split", SPLITS), Filter("category", Prompt.category, "Category"),
-               Filter("group", Prompt.grp, "Group")]  # fmt: skip
+               Filter("group", Prompt.grp, "Group"), Filter("flag", FLAG, "Flagged", ("near", "overlap"))]  # fmt: skip
     return Table("prompts", columns, Prompt, Prompt.position, [Prompt.set_id == row.id], filters, is_newest_first=False)
 
 
@@ -98,7 +107,16 @@ def list_prompt_sets(request: Request, member: Viewer, session: Db) -> Response:
 def show_prompt_set(request: Request, member: Viewer, session: Db, set_id: int) -> Response:
     """One set: its splits and its prompts."""
     row = project_set(session, member, set_id)
-    return respond(request, session, prompts_table(row), "html", "prompts/show.html", title=row.name, prompts=row)
+    return respond(
+        request,
+        session,
+        prompts_table(row),
+        "html",
+        "prompts/show.html",
+        title=row.name,
+        prompts=row,
+        warnings=warnings_of(row),
+    )
 
 
 @router.get("/p/{project}/prompts/{set_id:int}/{prompt_id:int}")

@@ -11,7 +11,7 @@ from app.errors import Invalid
 from app.grading.recipes import GradingRecipe
 from app.judging.recipes import JudgeRecipe, NewJudgeRecipe
 from app.pairs.recipes import GenerateRecipe
-from app.prompts.recipes import ImportPairsRecipe, ImportPromptsRecipe
+from app.prompts.recipes import CheckPromptsRecipe, ImportPairsRecipe, ImportPromptsRecipe
 from app.review.card_recipes import CardRecipe
 from app.review.recipes import AuditRecipe
 from app.revising.recipes import BestOfRecipe, HandOverRecipe, RedTeamRecipe, ReviseRecipe
@@ -33,7 +33,7 @@ RECIPES: dict[str, type[Recipe]] = {
     recipe.kind: recipe
     for recipe in (
         ImportPromptsRecipe, ImportPairsRecipe, ImportAnnotationsRecipe, ImportCheckpointRecipe, NewEndpointRecipe,
-        DemoBaseRecipe, ExportRecipe,
+        CheckPromptsRecipe, DemoBaseRecipe, ExportRecipe,
         GenerateRecipe, NewJudgeRecipe, JudgeRecipe, AuditRecipe, CardRecipe, SnapshotRecipe,
         RedTeamRecipe, ReviseRecipe, HandOverRecipe, BestOfRecipe,
         SftRecipe, RewardRecipe, DpoRecipe, SimpoRecipe, KtoRecipe, PpoRecipe, GrpoRecipe, RlooRecipe,
