@@ -62,8 +62,8 @@ def read_shown(session: Session, answer: Answer) -> Shown:
     return Shown(prompt.messages, prompt.reference, left, right)
 
 
-def read_revealed(session: Session, answer: Answer, queue: Queue) -> Revealed:
-    """What the judge said of a pair. Call it only once the place is answered."""
+def read_revealed(session: Session, answer: Answer, queue: Queue, *, has_reasons: bool = True) -> Revealed:
+    """What the judge said of a pair, in short without its reasons. Call it only once the place is answered."""
     assert answer.first is not None
     verdict = session.exec(
         select(Verdict).where(Verdict.verdict_set_id == queue.verdict_set_id, Verdict.pair_id == answer.pair_id)
@@ -75,7 +75,7 @@ def read_revealed(session: Session, answer: Answer, queue: Queue) -> Revealed:
     return Revealed(
         choice=as_shown(verdict.outcome, answer.is_swapped), reason=verdict.reason, is_flip=verdict.is_flip,
         p_chosen=p_chosen if verdict.outcome in {"a", "b"} else None,
-        reasons=_read_reasons(session, answer, queue), override=override,
+        reasons=_read_reasons(session, answer, queue) if has_reasons else [], override=override,
         override_choice=as_shown(override.choice, answer.is_swapped) if override else None,
         override_by=get(session, Account, override.account_id).name if override else "",
     )  # fmt: skip

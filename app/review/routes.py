@@ -119,7 +119,7 @@ def show_next(request: Request, member: Grader, session: Db, queue_id: int, auto
         request, "review/next.html", **named(member, queue), answer=answer, done=done, total=total,
         auto=auto, last=last, shown=read_shown(session, answer) if answer else None,
         others=read_others(session, answer) if answer and queue.kind == "adjudication" else [],
-        revealed=read_revealed(session, last, queue) if last and auto else None,
+        revealed=read_revealed(session, last, queue, has_reasons=False) if last and auto else None,
         last_choice=as_shown(last.first, last.is_swapped) if last else None,
     )  # fmt: skip
 

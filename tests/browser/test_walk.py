@@ -92,6 +92,7 @@ def read_report_before_people(page: Page) -> None:
 def answer_the_audit(page: Page) -> int:
     """Answers all twenty by keyboard; returns how many labels stand changed afterwards."""
     page.get_by_role("link", name="Answer the audit").click()  # the next step
+    page.wait_for_load_state("networkidle")  # the queue's estimates come by themselves
     press(page, "Enter")  # Start has the focus
     for n in range(20):
         expect(page.get_by_role("heading", name="Which completion is better?")).to_be_visible()

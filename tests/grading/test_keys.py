@@ -67,7 +67,7 @@ def test_review_by_keys(page: Page, address: str, project: Project) -> None:
         verdicts = make_verdicts(session, project, make_pairs(session, project, 8), ["a"])
         recipe = AuditRecipe(verdict_set=verdicts.id, n=4)
         queue: Queue = make_queue(session, recipe, project.id, make_run(session, project, "audit").id)
-    page.goto(f"{address}/p/demo/review/{queue.id}")
+    page.goto(f"{address}/p/demo/review/{queue.id}", wait_until="networkidle")  # its estimates come by themselves
     press(page, "Enter")  # Start has the focus
     assert page.get_by_text("Which completion is better?").is_visible()
     page.keyboard.press("?")
