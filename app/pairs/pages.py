@@ -63,8 +63,8 @@ def pairs_table(row: PairSet) -> Table:
     source = sa.join(Pair, Prompt, col(Prompt.id) == col(Pair.prompt_id))
     source = source.join(a, col(a.id) == col(Pair.a_id)).join(b, col(b.id) == col(Pair.b_id))
     source = source.join(arm_a, col(arm_a.id) == col(a.arm_id)).join(arm_b, col(arm_b.id) == col(b.arm_id))
-    # found from their prompts: with “+ 0” SQLite cannot begin with all the pairs of the set
-    of_set = (Prompt.set_id == row.prompt_set_id, col(Pair.pair_set_id) + 0 == row.id)
+    # found from their prompts: said as a range, SQLite does not begin with all the pairs of the set
+    of_set = (Prompt.set_id == row.prompt_set_id, col(Pair.pair_set_id).between(row.id, row.id))
     by_prompt: dict[str, Any] = {"order": Prompt.position, "where": of_set}
     filters = [
         Filter("split", Prompt.split, "Split", SPLITS, **by_prompt),
