@@ -68,18 +68,18 @@ def measure(folder: Path, n: int, n_bytes: int, is_profiled: bool) -> None:
     import worker.importing_pairs  # noqa: F401  its libraries are no part of what a file adds
 
     Path("/proc/self/clear_refs").write_text("5")  # the peak before this does not count
-    before, started = resident("VmRSS"), time.monotonic()
+    before, started, spent = resident("VmRSS"), time.monotonic(), time.process_time()
     profile = cProfile.Profile()
     if is_profiled:
         profile.enable()
     work(run.id, run.attempt)
     profile.disable()
     ended = again(run.id)
-    seconds = time.monotonic() - started
+    seconds, cpu = time.monotonic() - started, time.process_time() - spent
     if ended.status != "done":
         raise SystemExit(f"the import failed: {ended.error}")
     print(
-        f"{made:,} pairs, {size:,.0f} MiB: {seconds:.1f} s, {made / seconds:,.0f} pairs a second; "
+        f"{made:,} pairs, {size:,.0f} MiB: {seconds:.1f} s ({cpu:.1f} s of CPU), {made / seconds:,.0f} pairs a second; "
         f"{resident('VmHWM') - before:,} MiB added to {before:,} MiB"
     )
     if is_profiled:
