@@ -37,11 +37,10 @@ def training_signals(session: Session, material: Material) -> dict[tuple[str, st
         if judge.kind == "rule":
             _add_rule(found, judge.settings, f"the judge “{judge.name}” rewards it")
         elif judge.kind == "imported":
-            said = judge.name.casefold()
-            for label in ("safer", "better"):
-                if label in said:
-                    for by in ("reward", "implicit"):
-                        found["pku_saferlhf", f"{label}_{by}"] = f"“{judge.name}” labels were trained on"
+            label = judge.settings.get("label")
+            if label in {"safer", "better"}:
+                for by in ("reward", "implicit"):
+                    found["pku_saferlhf", f"{label}_{by}"] = f"“{judge.name}” labels were trained on"
         else:
             found["pku_saferlhf", "judged_safe"] = f"the judge “{judge.name}” made the labels"
     for step in material.of_kind("ppo"):
