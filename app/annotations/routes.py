@@ -1,5 +1,6 @@
 """Pages of imported annotations: the sets, how far their annotators agree, every label, and all figures as files."""
 
+from collections import OrderedDict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
@@ -29,6 +30,8 @@ router = APIRouter()
 
 Epsilon = Annotated[float, Query(ge=0, le=1)]
 MOST_LABELS = 400_000  # a page reads them whole
+KEPT = 24  # pages worked out; a set never changes once it is ready
+_known: OrderedDict[tuple[Any, ...], dict[str, Any]] = OrderedDict()
 
 
 @router.get("/p/{project}/annotations")
@@ -43,10 +46,14 @@ def show_annotation_set(
 ) -> Response:
     """How far the annotators of a set agree: two sides by choice, people among themselves, and the judges."""
     row = project_annotations(session, member, set_id)
-    context: dict[str, Any] = {"labelled": None}
+    context: dict[str, Any] = {"sides": None}
     if row.state == "ready" and row.n_labels <= MOST_LABELS:
-        labelled = read_labelled(session, row)
-        context = {"labelled": labelled, **_agreement(labelled, one, other, epsilon)}
+        key = (session.get_bind().engine.url, row.id, row.sha256, one, other, epsilon)
+        if key not in _known:
+            _known[key] = _agreement(read_labelled(session, row), one, other, epsilon)
+            while len(_known) > KEPT:
+                _known.popitem(last=False)
+        context = _known[key]
     return html(request, "annotations/show.html", title=row.name, row=row, epsilon=epsilon, most=MOST_LABELS, **context)
 
 

@@ -5,7 +5,7 @@ A verdict that could not be read enters as one half of a win and no tie; the est
 there, since what the verdicts get wrong is measured on the audited pairs (app/stats/ppi.py).
 """
 
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from app.stats.ppi import Estimate, estimate_rate
 
 FEWEST = 10  # audited pairs, below which nothing is estimated
 MOST_ARMS = 20
+KEPT = 64  # audits worked out: a million verdicts take seconds to count
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,27 @@ class _Row:
     first: tuple[str, ...] = ()
 
 
+_known: OrderedDict[tuple[Any, ...], Estimates] = OrderedDict()
+
+
 def read_estimates(session: Session, queue: Queue) -> Estimates:
-    """The rates of an audit's verdict set as people would give them. Raises ValueError for a queue that is no audit."""
+    """The rates of an audit's verdict set as people would give them; worked out anew once there is another answer.
+
+    Raises ValueError for a queue that is no audit.
+    """
     if queue.kind != "audit":
         raise ValueError("only a random audit estimates anything")
+    is_given = sa.and_(col(Answer.queue_id) == queue.id, col(Answer.first).is_not(None))
+    given = session.execute(sa.select(sa.func.count(), sa.func.max(Answer.answered_at)).where(is_given)).one()
+    key = (session.get_bind().engine.url, queue.id, queue.verdict_set_id, *given)
+    if key not in _known:
+        _known[key] = _compute(session, queue)
+        while len(_known) > KEPT:
+            _known.popitem(last=False)
+    return _known[key]
+
+
+def _compute(session: Session, queue: Queue) -> Estimates:
     audited, others = _read_audited(session, queue), _read_others(session, queue)
     if len(audited) < FEWEST:
         return Estimates(len(audited), [])
