@@ -15,6 +15,7 @@ JUDGE_KINDS = {
     "checkpoint": "a local checkpoint, by log-probabilities",
     "reward": "a reward model",
     "rule": "a rule",
+    "panel": "a panel of judges",
     "imported": "labels that came with the data",
 }
 
@@ -74,8 +75,9 @@ def _describe_verdicts(session: Session, verdicts: VerdictSet) -> str:
     oracle = ", an oracle: it reads gold answers" if judge.is_oracle else ""
     flips = judge.settings.get("flip_rate", 0)
     errors = f"; errs on purpose on {flips:.0%} of pairs" if flips else ""
+    anew = ", re-aggregated with other weights and not re-judged" if verdicts.parent_id else ""
     counts = f"{verdicts.n_a:,} a, {verdicts.n_b:,} b, {verdicts.n_tie:,} ties, {verdicts.n_null:,} unreadable"
-    return f"Judge “{judge.name}” ({JUDGE_KINDS[judge.kind]}{oracle}{errors}): {verdicts.n:,} verdicts, {counts}."
+    return f"Judge “{judge.name}” ({JUDGE_KINDS[judge.kind]}{oracle}{errors}): {verdicts.n:,} verdicts{anew}, {counts}."
 
 
 def _describe_snapshot(snapshot: Snapshot) -> str:

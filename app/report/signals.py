@@ -5,6 +5,7 @@ from typing import Any
 from sqlmodel import Session, col, select
 
 from app.judging.models import Judge, VerdictSet
+from app.judging.recipes import members_of
 from app.report.arms import Material
 from app.training.models import Snapshot
 from app.training.pages import METHODS
@@ -33,7 +34,7 @@ def training_snapshots(session: Session, material: Material) -> list[Snapshot]:
 def training_signals(session: Session, material: Material) -> dict[tuple[str, str], str]:
     """(benchmark, metric) → why its score is the training signal itself."""
     found: dict[tuple[str, str], str] = {}
-    for judge in training_judges(session, material):
+    for judge in [one for whole in training_judges(session, material) for one in members_of(session, whole)]:
         if judge.kind == "rule":
             _add_rule(found, judge.settings, f"the judge “{judge.name}” rewards it")
         elif judge.kind == "imported":

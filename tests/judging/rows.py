@@ -133,7 +133,7 @@ def by_principle(request: Request) -> str:
     shorter = {"A": "B", "B": "A", "tie": "tie"}[longer]
     told = {"long": longer, "short": shorter}
     system, asked = request["messages"][0]["content"], request["messages"][-1]["content"]
-    fields = {"reason": "by the rule"}
+    fields: dict[str, Any] = {"reason": "by the rule"}
     if '"principles"' in asked:
         fields["principles"] = told
     keys = re.findall(r"^- (\w+):", system, re.MULTILINE)

@@ -3,6 +3,7 @@
 import itertools
 import random
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -41,7 +42,7 @@ def test_a_label_is_settled_when_the_undecided_could_not_change_it(votes, undeci
     assert settled(votes, undecided) == label
 
 
-def play(k: int, answers: list) -> tuple[list, int]:
+def play(k: int, answers: list[str | None]) -> tuple[list[OpinionValue], int]:
     """Asks as the product does; gives the votes that were used."""
     protocol = one_judge(n_votes=k)
     used: list[OpinionValue] = []
@@ -82,7 +83,8 @@ def test_orders_that_disagree_are_a_tie_or_soft():
     assert (soft.outcome, soft.p_a, soft.is_flip, soft.need) == ("tie", 0.5, True, 0.9)
     probable = [said("a", p_a=0.9), said("b", swapped=True, p_a=0.4)]
     value = decide(Protocol((Seat(1, "endpoint", orders=(False, True)),), is_soft=True), probable)
-    assert (value.outcome, value.p_a, value.is_flip) == ("a", pytest.approx(0.65), True)
+    assert (value.outcome, value.is_flip) == ("a", True)
+    assert value.p_a == pytest.approx(0.65)
     assert add_up(probable).outcome == "tie"
 
 
@@ -152,14 +154,15 @@ def test_a_panel(rule, weights, labels, outcome):
 
 def test_a_panels_mean_takes_probabilities_and_its_splits_go_to_people():
     value = decide(panel("mean", 1, 1), [said("a", 1, p_a=0.6), said("b", 2, p_a=0.1)])
-    assert (value.outcome, value.p_a) == ("b", pytest.approx(0.35))
+    assert value.outcome == "b"
+    assert value.p_a == pytest.approx(0.35)
     agreed = decide(panel("majority", 1, 1, 1), [said("a", i) for i in (1, 2, 3)])
     split = decide(panel("majority", 1, 1, 1), [said("a", 1), said("a", 2), said("b", 3)])
     assert agreed.need == 0 < split.need
 
 
-def tokens(*texts: str, at: int, tops: dict[str, float]) -> dict:
-    content = [{"token": text, "logprob": 0.0, "top_logprobs": []} for text in texts]
+def tokens(*texts: str, at: int, tops: dict[str, float]) -> dict[str, Any]:
+    content: list[dict[str, Any]] = [{"token": text, "logprob": 0.0, "top_logprobs": []} for text in texts]
     content[at]["top_logprobs"] = [{"token": token, "logprob": value} for token, value in tops.items()]
     return {"logprobs": {"content": content}}
 

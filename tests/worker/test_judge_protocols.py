@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections import Counter
+from typing import Any
 
 import pytest
 from sqlmodel import select
@@ -130,7 +131,7 @@ def test_what_cannot_be_asked_is_refused_before_the_start(project: Project, pair
     rule = made(do(project.id, kind="new_judge", judge_kind="rule"), "judge")
     with ChatServer() as server:
         judge_id = endpoint_judge(project.id, server.origin)
-    cases = [
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"judge": rule, "overall": "weighted", "constitution": constitution}, "overall"),
         ({"judge": rule, "label": "log_probs"}, "label"),
         ({"judge": rule, "votes": 3, "temperature": 1}, "votes"),
