@@ -32,6 +32,7 @@ from worker.hygiene import check_set
 from worker.job import Job
 
 CHUNK = 4_000
+encode = json.JSONEncoder(ensure_ascii=False).encode  # one encoder for all rows: json.dumps would make one a row
 KEPT_REJECTED = 10_000  # rows of a hopeless file that are stored; the rest is only counted
 
 
@@ -159,7 +160,7 @@ class PromptSpool:
             split, sha256, draft.group, draft.messages, draft.follow_ups, draft.reference, draft.category,
             draft.source, draft.licence,
         ]  # fmt: skip
-        self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self._file.write(encode(row) + "\n")
         self.n += 1
         return self.n - 1
 

@@ -5,7 +5,6 @@ side a completion stands on is drawn by hash: some files put the better one alwa
 """
 
 import hashlib
-import json
 import os
 from array import array
 from collections import Counter
@@ -36,6 +35,7 @@ from worker.importing import (
     PromptSpool,
     Rejects,
     count_rows,
+    encode,
     finish_prompt_set,
     read_facts,
     read_lines,
@@ -106,7 +106,7 @@ class PairSpool:
         sample = self.n_samples[prompt]
         self.n_samples[prompt] = sample + 1
         self.sample_of.append(sample)
-        self._texts.write(json.dumps([prompt, sample, text], ensure_ascii=False) + "\n")
+        self._texts.write(encode([prompt, sample, text]) + "\n")
         self.n_completions += 1
         return self.n_completions - 1
 
@@ -125,7 +125,7 @@ class PairSpool:
         is_first_a = hashlib.sha256(f"{self.seed}\0{prompt}\0{key}".encode()).digest()[0] % 2 == 0
         a, b = (first, second) if is_first_a else (second, first)
         choice = draft.label if is_first_a or label == 2 else {"a": "b", "b": "a"}[draft.label]
-        self._pairs.write(json.dumps([prompt, a, b, choice]) + "\n")
+        self._pairs.write(encode([prompt, a, b, choice]) + "\n")
         self.n += 1
 
     def finish(self) -> None:
@@ -181,7 +181,7 @@ def _longest(drafts: list[PairDraft]) -> int:
 
 def _ids(session: Session, query: Any) -> "array[int]":
     """The ids that a query finds, eight bytes each."""
-    return array("q", session.execute(query).scalars().yield_per(10_000))
+    return array("q", session.connection().execute(query).scalars().yield_per(10_000))
 
 
 def _prompt_ids(session: Session, set_id: int) -> "array[int]":
