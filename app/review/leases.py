@@ -73,7 +73,8 @@ def _take(session: Session, kind: type[Place], queue: Queue, account_id: int) ->
     has_one = sa.select(own.id).where(own.queue_id == queue.id, _item(own) == _item(free), own.account_id == account_id)
     chosen = (
         sa.select(free.id)
-        .where(free.queue_id == queue.id, _is_open(free), ~has_one.exists())
+        # asked place by place, in order: as NOT EXISTS, Postgres would join and sort the whole queue to find the first
+        .where(free.queue_id == queue.id, _is_open(free), has_one.scalar_subquery().is_(None))
         .where(sa.or_(free.account_id.is_(None), free.lease_until < now))
         .order_by(free.place, free.position)
         .limit(1)
