@@ -1,6 +1,7 @@
 """Engines, the only commit, and the column types every table uses."""
 
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ from app.config import settings
 from app.errors import AppError, NotFound
 
 log = logging.getLogger(__name__)
+_WRITERS = threading.Lock()
 
 RowT = TypeVar("RowT", bound=SQLModel)
 MAX_ID = 2**63 - 1
@@ -159,9 +161,24 @@ def reading() -> Iterator[Session]:
 
 
 @contextmanager
+def _turn() -> Iterator[None]:
+    """One writer of this process at a time, where the database has one for all.
+
+    Writers that meet at SQLite's own lock sleep and look again, up to a tenth of a second each time; here they queue.
+    Other processes are still met there. Waiting longer than that lock would is no better, so it ends.
+    """
+    is_mine = settings().database.startswith("sqlite") and _WRITERS.acquire(timeout=30)
+    try:
+        yield
+    finally:
+        if is_mine:
+            _WRITERS.release()  # not an RLock: a request may end in another thread than it began
+
+
+@contextmanager
 def transaction() -> Iterator[Session]:
     """A session committed as a whole at the end, or not at all; then what waited for the commit is sent."""
-    with Session(engine().execution_options(is_write=True), expire_on_commit=False) as session:
+    with _turn(), Session(engine().execution_options(is_write=True), expire_on_commit=False) as session:
         try:
             yield session
         except BaseException:
