@@ -36,6 +36,7 @@ TWICE = "all items, unreadable twice = the same"  # only of one annotator's two 
 MOST_PAIRS = 30  # of two people, told one by one
 FEWEST_SHARED = 20  # items, below which two people are not told one by one
 MOST_CATEGORIES = 40
+FEW_PEOPLE = 6
 
 
 @dataclass(frozen=True)
@@ -149,10 +150,15 @@ def among_people(labelled: Labelled) -> Among:
 
 def overview(labelled: Labelled) -> list[tuple[str, Comparison]]:
     """The comparisons that a page shows unasked: what they are, and what they say."""
-    people = [f"*:{name}" for name in labelled.people]
+    found = [(what, compare(labelled, one, other)) for what, one, other in _wanted(labelled)]
+    return found + [("two people", compare(labelled, *pair)) for pair in _two_people(labelled)]
+
+
+def _wanted(labelled: Labelled) -> list[tuple[str, str, str]]:
+    """People and each judge, each judge's two orders, and the baseline."""
     judges = [f"*:{name}" for name in labelled.judges]
     twice = [name for name in labelled.judges if labelled.places.get(name, 0) > 1]
-    side = "people" if len(people) > 1 else people[0] if people else ""
+    side = "people" if len(labelled.people) > 1 else f"*:{labelled.people[0]}" if labelled.people else ""
     wanted: list[tuple[str, str, str]] = []
     if side:
         wanted += [("judge and people", side, judge) for judge in judges]
@@ -162,9 +168,7 @@ def overview(labelled: Labelled) -> list[tuple[str, Comparison]]:
     wanted += [("order consistency", f"0:{name}", f"1:{name}") for name in twice]
     if side and labelled.has_lengths:
         wanted.append(("baseline: prefers longer", side, "longer"))
-    found = [(what, compare(labelled, one, other)) for what, one, other in wanted]
-    found += [("two people", compare(labelled, *pair)) for pair in _two_people(labelled)]
-    return found
+    return wanted
 
 
 def _two_people(labelled: Labelled) -> list[tuple[str, str]]:
@@ -207,22 +211,38 @@ def alternative_tests(labelled: Labelled, epsilon: float) -> dict[str, AltTest]:
     return tests
 
 
-def figures(labelled: Labelled) -> list[dict[str, Any]]:
+def figures(labelled: Labelled, epsilon: float) -> list[dict[str, Any]]:
     """Every figure of the page as a row: what is compared, how it is counted, the value, its interval and n."""
     rows: list[dict[str, Any]] = []
     for what, found in overview(labelled):
         rows += _rows(what, "", found)
-    for one, other in ((x, y) for x in ("people", *(f"*:{name}" for name in labelled.people)) for y in labelled.judges):
-        if one in side_names(labelled):
-            for category, found in compare_categories(labelled, one, f"*:{other}").items():
-                rows += _rows("judge and people", category, found)
+    for what, one, other in _by_category(labelled):
+        for category, found in compare_categories(labelled, one, other).items():
+            rows += _rows(what, category, found)
+    for what, one, other in _wanted(labelled):
+        names, _, table = confusion_table(labelled, one, other)
+        for i, j in itertools.product(range(len(names)), repeat=2):
+            rows += _row(what, "", side_names(labelled)[one], side_names(labelled)[other], "who said what",
+                         f"{names[i]} and {names[j]}", Interval(table[i][j], None, None, table[i][j], 0))  # fmt: skip
     among = among_people(labelled)
     for name, interval in (("Fleiss", among.fleiss), ("Krippendorff", among.alpha),
                            ("raw", among.line.raw if among.line else None)):  # fmt: skip
         rows += _row("between people", "", "people", "people", READABLE, name, interval)
     for lengths in length_rates(labelled):
         rows += _row("prefers longer", "", lengths.name, "longer text", "decided", "rate", lengths.rate)
+    for judge, test in alternative_tests(labelled, epsilon).items():
+        for name, value in (("omega", test.omega), ("rho", test.rho)):
+            found_value = None if value is None else Interval(value, None, None, test.n_items, len(test.people))
+            rows += _row("alternative-annotator test", "", "people", judge, f"epsilon {epsilon}", name, found_value)
     return rows
+
+
+def _by_category(labelled: Labelled) -> list[tuple[str, str, str]]:
+    """What a file tells by category: what the overview compares, and each person where there are few."""
+    wanted = [one for one in _wanted(labelled) if not one[0].endswith("one order")]
+    if 1 < len(labelled.people) <= FEW_PEOPLE:
+        wanted += [("judge and one person", f"*:{x}", f"*:{y}") for x in labelled.people for y in labelled.judges]
+    return wanted
 
 
 COLUMNS = ("what", "category", "one", "other", "line", "figure", "value", "low", "high", "n", "n_prompts")

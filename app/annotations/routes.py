@@ -120,9 +120,9 @@ def _downloads(fmt: Format) -> None:
         return respond(request, session, labels_table(member, row), fmt, "annotations/items.html")
 
     @router.get(f"/p/{{project}}/annotations/{{set_id:int}}/figures.{fmt}", name=f"download_figures_{fmt}")
-    def download_figures(member: Viewer, session: Db, set_id: int) -> Response:
+    def download_figures(member: Viewer, session: Db, set_id: int, epsilon: Epsilon = 0.2) -> Response:
         row = _checked(project_annotations(session, member, set_id))
-        return respond_rows(f"agreement-{row.id}", list(COLUMNS), figures(read_labelled(session, row)), fmt)
+        return respond_rows(f"agreement-{row.id}", list(COLUMNS), figures(read_labelled(session, row), epsilon), fmt)
 
 
 for _fmt in FORMATS:

@@ -59,7 +59,8 @@ def test_from_import_to_figures(client: TestClient, project: Project, tmp_path: 
     assert page.status_code == 200
     for words in (
         "Imported annotations: 36 items", "all items, unreadable = disagreement", "readable only", "people’s majority",
-        "Fleiss", "prefers the longer text", "order consistency", "two people: ann – bob", "passes", "ε = 0.2", "topic 1",
+        "Fleiss", "prefers the longer text", "order consistency", "two people: ann – bob", "passes", "ε = 0.2",
+        "topic 1",
     ):  # fmt: skip
         assert words in page.text, words
     chosen = client.get(f"{root}/{set_id}", params={"one": "*:ann", "other": "0:gpt-4", "epsilon": 0})
@@ -69,9 +70,17 @@ def test_from_import_to_figures(client: TestClient, project: Project, tmp_path: 
     rows = client.get(f"{root}/{set_id}/figures.json").json()["rows"]
     with reading() as session:
         labelled = read_labelled(session, get(session, AnnotationSet, set_id))
-    assert rows == json.loads(json.dumps(figures(labelled)))
+    assert rows == json.loads(json.dumps(figures(labelled, 0.2)))
     table = list(csv.DictReader(io.StringIO(client.get(f"{root}/{set_id}/figures.csv").text)))
-    assert len(table) == len(rows) and {row["figure"] for row in table} >= {"raw", "kappa", "alpha", "Fleiss", "rate"}
+    assert len(table) == len(rows) and {row["figure"] for row in table} >= {
+        "raw",
+        "kappa",
+        "alpha",
+        "Fleiss",
+        "rate",
+        "omega",
+        "a and a",
+    }
 
 
 def test_unreadable_is_disagreement_and_its_own_line(client: TestClient, project: Project, tmp_path: Path) -> None:
