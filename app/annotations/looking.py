@@ -68,6 +68,8 @@ def look(target: str, given: Mapping[str, Any]) -> Look:
         found.error = "; ".join(said for many in found.errors.values() for said in many)
     except Invalid as error:
         found.error, found.errors = error.message, error.fields or {}
+    except OSError as error:  # a name too long, a folder that may not be read
+        found.error = f"The path cannot be read: {error.strerror or error}."
     return found
 
 
@@ -103,8 +105,8 @@ def first_row(path: str, fmt: str) -> Any:
     """The first row that can be read, or None: a folder of several files has none."""
     try:
         return next((one[1] for one in peek(path, fmt, 20) if not isinstance(one, BadRow)), None)
-    except Invalid:
-        return None
+    except (Invalid, OSError, UnicodeError):
+        return None  # the look itself says why
 
 
 def guess(target: str, row: Any, given: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from app.annotations.agreement import ALL, DECIDED, TWICE, Comparison, Line, among_people, compare, compare_categories
+from app.annotations.agreement import (
+    ALL,
+    DECIDED,
+    TWICE,
+    Comparison,
+    Line,
+    alternative_tests,
+    among_people,
+    compare,
+    compare_categories,
+)
 from app.annotations.labels import Labelled, read_labelled
 from app.annotations.models import AnnotationSet
 from app.db import get, reading
@@ -45,6 +55,7 @@ def test_pandalm(demo: Project, shared_data: Path) -> None:
     gpt, pandalm = (compare(found, "majority", f"*:{judge}") for judge in ("gpt", "pandalm"))
     assert told(gpt) == (730, 0.6945, 0.4705) and told(pandalm) == (730, 0.6863, 0.4677)
     assert gpt.n_split == 0 and gpt.lines[1].n == 730 - 19, "19 answers were garbage"
+    assert alternative_tests(found, 0.2)["gpt"].n_items == 730
     among = among_people(found)
     assert among.fleiss and round(among.fleiss.value, 4) == 0.8521 and among.n_items == 730
 
@@ -75,6 +86,7 @@ def test_llmbar(demo: Project, shared_data: Path) -> None:
 
 def test_prd(demo: Project, shared_data: Path) -> None:
     votes = imported(demo, shared_data / "prd_vicuna80")
+    assert "does not name its people" in alternative_tests(votes, 0.2)["gpt4"].reason
     wanted = {"gpt4": (0.575, 0.2867), "claude": (0.5591, 0.2615), "gpt35": (0.5606, 0.2937)}
     for judge, figures in wanted.items():
         assert told(compare(votes, "people", f"0:{judge}")) == (1320, *figures)

@@ -40,9 +40,10 @@ def guess_layout(recipe: ImportAnnotationsRecipe) -> str:
     if recipe.format != "hub" and path.is_dir():
         marks = {
             "mt_bench": "human_vs_gpt4_votes.csv", "pandalm": "testset*.json", "prd": "ratings-human",
-            "llmbar": "**/evaluators", "xstest": "completions_*_gpteval.csv",
+            "llmbar": "evaluators", "xstest": "completions_*_gpteval.csv",
         }  # fmt: skip
         found = next((layout for layout, mark in marks.items() if any(path.glob(mark))), "")
+        found = found or ("llmbar" if any(any(path.glob("*/" * n + "evaluators")) for n in (1, 2, 3)) else "")
     else:
         row = next((one[1] for one in open_rows(recipe.path, recipe.format) if not isinstance(one, BadRow)), None)
         found = guess_preset(row) if isinstance(row, dict) else ""

@@ -20,7 +20,9 @@ ORDERS = ("swap = False", "swap = True")
 
 def read_llmbar(path: Path, recipe: ImportAnnotationsRecipe) -> Iterator[tuple[int, AnnotationDraft] | BadRow]:
     """The subset whose folder is named, or all those below it."""
-    found = sorted(path.glob("**/dataset.json")) if path.is_dir() else [path]
+    # three folders deep and no deeper: whoever names the root of a disk waits for no search through it
+    found = [file for depth in range(4) for file in sorted(path.glob("*/" * depth + "dataset.json"))]
+    found = found if path.is_dir() else [path]
     if not found or not path.exists():
         raise Invalid(f"{path.name} holds no dataset.json.", {"path": [f"{path.name} holds no dataset.json"]})
     for file in found:
