@@ -186,3 +186,10 @@ def test_a_saved_data_set_is_read_as_it_lies(project: Project, tmp_path: Path) -
 def test_the_hub_says_what_it_could_not_fetch(project: Project) -> None:
     run = do(project.id, "import_prompts", path="../x", format="hub")
     assert run.status == "failed" and "no data set" in (run.error or "")
+
+
+@pytest.mark.parametrize("path", ["", "x" * 5000, "no/such/file.csv", "/", "a\x00b", "half \ud800"])
+@pytest.mark.parametrize("target", ["prompts", "pairs", "annotations"])
+def test_a_path_that_leads_nowhere_is_a_message(target: str, path: str) -> None:
+    found = look(target, {"path": path})
+    assert found.error and not found.n_good
