@@ -9,7 +9,7 @@ from sqlmodel import Session, col
 
 from app.pairs.models import Completion, Pair
 
-SCANNED = 20_000  # pairs looked at: a form must open at once
+SCANNED = 2_000  # pairs looked at: a form must open at once
 MANY = 3  # prompts that are answered with the very same text
 SHOWN = 3
 
