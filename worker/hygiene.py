@@ -27,6 +27,8 @@ from worker.job import Job
 
 LIMIT = 100_000
 BANDS, ROWS = 16, 4
+# Odd numbers that spread a band's four minima, and its number, over 64 bits.
+MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], dtype=np.uint64)
 MOST_QUESTIONS = 200_000
 CHUNK = 2_000
 
@@ -81,7 +83,7 @@ def _chunk(job: Job, set_id: int, after: int) -> list[tuple[int, int, str, str, 
     wanted = sa.select(*(col(column) for column in columns))
     mine = wanted.where(col(Prompt.set_id) == set_id, col(Prompt.position) > after)
     with job.read() as session:
-        rows = session.execute(mine.order_by(col(Prompt.position)).limit(CHUNK)).all()
+        rows = session.connection().execute(mine.order_by(col(Prompt.position)).limit(CHUNK)).all()
     return [
         (key, position, "\n".join(m["content"] for m in messages if m["role"] != "system"), category, (near, overlaps))
         for key, position, messages, category, near, overlaps in rows
@@ -115,9 +117,10 @@ class Finder:
         signature = np.asarray(sketch.hashvalues, dtype=np.uint64).astype(np.uint32)
         number = len(self.positions)
         candidates = set()
-        for band in range(BANDS):
-            part = signature[band * ROWS : (band + 1) * ROWS].tobytes().hex()
-            before = self.bands.setdefault(hash64(str(band), part), number)
+        halves = signature.view(np.uint64).reshape(BANDS, ROWS // 2)
+        keys = (halves[:, 0] * MIX[0] ^ halves[:, 1] * MIX[1]) + MIX[2] * np.arange(1, BANDS + 1, dtype=np.uint64)
+        for key in keys.tolist():
+            before = self.bands.setdefault(key or 1, number)
             if before is not None:
                 candidates.add(before)
         if number == len(self.signatures):
