@@ -83,7 +83,7 @@ def _chunk(job: Job, set_id: int, after: int) -> list[tuple[int, int, str, str, 
     wanted = sa.select(*(col(column) for column in columns))
     mine = wanted.where(col(Prompt.set_id) == set_id, col(Prompt.position) > after)
     with job.read() as session:
-        rows = session.connection().execute(mine.order_by(col(Prompt.position)).limit(CHUNK)).all()
+        rows: Any = session.connection().execute(mine.order_by(col(Prompt.position)).limit(CHUNK)).all()
     return [
         (key, position, "\n".join(m["content"] for m in messages if m["role"] != "system"), category, (near, overlaps))
         for key, position, messages, category, near, overlaps in rows
