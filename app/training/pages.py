@@ -13,7 +13,10 @@ from app.checkpoints.models import Checkpoint
 from app.config import settings
 from app.db import MAX_ID, get
 from app.judging.models import VerdictSet
+from app.pairs.models import PairSet
 from app.projects.access import Member
+from app.prompts.hygiene import warnings_of
+from app.prompts.models import PromptSet
 from app.runs.models import Metric, Run, RunIo
 from app.tables import Column, Filter, Table
 from app.training.forecast import Forecast, forecast_memory
@@ -186,6 +189,22 @@ def read_forecast(session: Session, member: Member, kind: str, values: Mapping[s
         dtype=dtype if dtype in {"float32", "bfloat16"} else "float32", batch=max(1, int(batch)), length=int(length),
         has_reference=kind not in {"grpo", "rloo"} or number("beta") > 0,
     )  # fmt: skip
+
+
+def read_warnings(session: Session, member: Member, values: Mapping[str, Any]) -> list[str]:
+    """What somebody should know of the prompts before training on them, from a form that may be half filled in."""
+
+    def row_of(kind: Any, name: str) -> Any:
+        asked = str(values.get(name, ""))
+        key = int(asked) if asked.isdecimal() and len(asked) < 20 else 0
+        row = session.get(kind, key) if 0 < key <= MAX_ID else None
+        return row if row is not None and row.project_id == member.project.id else None
+
+    prompts = row_of(PromptSet, "prompt_set")
+    snapshot = row_of(Snapshot, "snapshot")
+    if snapshot is not None:
+        prompts = get(session, PromptSet, get(session, PairSet, snapshot.pair_set_id).prompt_set_id)
+    return warnings_of(prompts) if prompts is not None else []
 
 
 def readers_of(session: Session, snapshot: Snapshot) -> list[Run]:

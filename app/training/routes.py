@@ -24,6 +24,7 @@ from app.training.pages import (
     preview,
     read_forecast,
     read_panel,
+    read_warnings,
     readers_of,
     runs_table,
     snapshots_table,
@@ -48,8 +49,11 @@ ABOUT = {
 def show_training(request: Request, member: Viewer, session: Db) -> Response:
     """Methods, training runs with their headline, and snapshots; what is stale says so."""
     snapshots = session.exec(
-        select(Snapshot).options(defer(Snapshot.counts))  # type: ignore[arg-type]  # long where much is overridden
-        .where(Snapshot.project_id == member.project.id).order_by(col(Snapshot.id).desc()).limit(10)
+        select(Snapshot)
+        .options(defer(Snapshot.counts))  # type: ignore[arg-type]  # long where much is overridden
+        .where(Snapshot.project_id == member.project.id)
+        .order_by(col(Snapshot.id).desc())
+        .limit(10)
     ).all()
     return respond(
         request, session, runs_table(member), "html", "training/list.html", title="Train", methods=ABOUT,
@@ -150,7 +154,8 @@ def _per_kind(kind: str) -> None:
         given: list[tuple[str, str | UploadFile]] = [*request.query_params.multi_items()]
         values = read_form(METHODS[kind], FormData(given))
         forecast = read_forecast(session, member, kind, values)
-        return html(request, "training/_forecast.html", forecast=forecast)
+        warnings = read_warnings(session, member, values)
+        return html(request, "training/_forecast.html", forecast=forecast, warnings=warnings)
 
 
 for _kind in METHODS:

@@ -12,6 +12,7 @@ from app.config import settings
 from app.db import get, transaction
 from app.judging.models import VerdictSet
 from app.projects.models import Project
+from app.prompts.models import PromptSet
 from app.runs.models import Metric, Run
 from app.training.models import Snapshot
 from tests.review.rows import do_run, make_person, make_run
@@ -107,3 +108,18 @@ def test_graders_stay_out(client: TestClient, project: Project) -> None:
     client.cookies.set(COOKIE, cookie)
     for path in ("train", "train/snapshots", "train.csv", "forecast/sft"):
         assert client.get(f"/p/demo/{path}").status_code == 403
+
+
+def test_the_form_warns_of_prompts_that_overlap_with_a_benchmark(client: TestClient, project: Project) -> None:
+    with transaction() as session:
+        prompts = PromptSet(
+            project_id=project.id, name="p", state="ready", hygiene={"overlaps": {"mmlu": 3}, "n_near": 2}
+        )
+        other = PromptSet(project_id=project.id, name="q", state="ready")
+        session.add_all([prompts, other])
+        session.flush()
+    said = client.get(f"/p/{project.slug}/forecast/ppo", params={"prompt_set": prompts.id}).text
+    assert "3 prompts overlap with the questions of mmlu" in said and "2 prompts nearly equal" in said
+    for quiet in (other.id, 4711, "x", 2**70):
+        page = client.get(f"/p/{project.slug}/forecast/ppo", params={"prompt_set": quiet})
+        assert page.status_code == 200 and "overlap" not in page.text
