@@ -43,7 +43,7 @@ def _hex(draw: Draw, n: int = 16) -> str:
 
 
 def _verdict(draw: Draw, nonce: str) -> str:
-    said = {"reason": draw.choice(ORDERS), "verdict": draw.choice(["A", "a ", "A"]), "nonce": nonce}
+    said: dict[str, object] = {"reason": draw.choice(ORDERS), "verdict": draw.choice(["A", "a ", "A"]), "nonce": nonce}
     if draw.random() < 0.5:
         said = {"principles": {"kind": "A"}, **said}
     fields = list(said.items())
