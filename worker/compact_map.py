@@ -4,14 +4,14 @@ Imports know a row again by such a hash. Two different texts share one with prob
 for four million texts.
 """
 
-import hashlib
 from array import array
+
+ALL_BITS = 2**64 - 1
 
 
 def hash64(*parts: str) -> int:
-    """A hash of texts that is the same in every process, never 0."""
-    digest = hashlib.blake2b("\0".join(parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") or 1
+    """A hash of texts, never 0: Python's own (SipHash, keyed anew in each process), so nothing may keep it."""
+    return hash("\0".join(parts)) & ALL_BITS or 1
 
 
 class CompactMap:

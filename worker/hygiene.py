@@ -140,6 +140,7 @@ class Questions:
         self.names: list[str] = []
         self.counts = Counter[str]()
         self.runs: dict[int, CompactMap] = {}  # length → run → which benchmark
+        self.firsts: dict[int, set[str]] = {}  # length → words that such a run begins with: most texts have none
         self.whole = CompactMap()
         self.seen = CompactMap()  # run → in how many questions
         self.known = CompactMap()
@@ -158,6 +159,7 @@ class Questions:
             return
         length = min(len(words), RUN)
         runs = self.runs.setdefault(length, CompactMap())
+        self.firsts.setdefault(length, set()).update(words[: len(words) - length + 1])
         for run in set(runs_of(words, length)):
             key = hash64(run)
             runs.setdefault(key, number)
@@ -170,8 +172,11 @@ class Questions:
         if found is not None:
             return self.names[found]
         for length, runs in self.runs.items():
-            for run in runs_of(words, length):
-                key = hash64(run)
+            firsts = self.firsts[length]
+            for place in range(len(words) - length + 1):
+                if words[place] not in firsts:
+                    continue
+                key = hash64(" ".join(words[place : place + length]))
                 found = runs.get(key)
                 if found is not None and (self.seen.get(key) or 0) <= TEMPLATE:
                     return self.names[found]

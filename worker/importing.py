@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from sqlmodel import Session, col, select
 
 from app.checkpoints.naming import store_named
-from app.db import get
+from app.db import get, insert_plain
 from app.errors import Invalid
 from app.prompts.demo_corpus import list_prompts
 from app.prompts.fields import BadField, Draft, pick_split, read_prompt
@@ -249,7 +249,7 @@ def store_rows(job: Job, table: Any, rows: Iterator[dict[str, Any]], counts: tup
     done, total = counts
     while chunk := list(islice(rows, CHUNK)):
         with job.write() as session:
-            session.connection().execute(sa.insert(table), chunk)
+            insert_plain(session, table, chunk)
         done += len(chunk)
         job.progress(done, total, note)
     return done

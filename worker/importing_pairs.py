@@ -17,7 +17,7 @@ from sqlmodel import Session, col, select
 
 from app.checkpoints.arms import find_or_make_imported_arm
 from app.checkpoints.naming import store_named
-from app.db import get, now
+from app.db import get, insert_plain, now
 from app.errors import Invalid
 from app.judging.models import Judge, Opinion, Verdict, VerdictSet
 from app.pairs.fields import PairDraft, read_pairs
@@ -255,12 +255,12 @@ def _store_pairs(job: Job, spool: Path, set_id: int, pair_set_id: int, verdict_s
         ]  # fmt: skip
         choices = Counter(choice for *_, choice in chunk)
         with job.write() as session:
-            session.connection().execute(sa.insert(Pair), pairs)
+            insert_plain(session, Pair, pairs)
             stored = sa.select(col(Pair.id)).where(col(Pair.pair_set_id) == pair_set_id, col(Pair.position) >= done)
             labelled = list(zip(_ids(session, stored.order_by(col(Pair.position))), chunk, strict=True))
             for table, row, name in ((Opinion, opinion, "choice"), (Verdict, verdict, "outcome")):
                 rows = [{**row, "pair_id": pair_id, name: one[3]} for pair_id, one in labelled]
-                session.connection().execute(sa.insert(table), rows)
+                insert_plain(session, table, rows)
             counted = get(session, VerdictSet, verdict_set_id)
             counted.n_a += choices["a"]
             counted.n_b += choices["b"]
