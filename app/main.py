@@ -31,6 +31,7 @@ from app.grading import routes as grading
 from app.home import routes as home
 from app.home.rail import read_rail
 from app.html import html
+from app.judging import rating_routes as ratings
 from app.judging import routes as judging
 from app.pairs import routes as pairs
 from app.projects import routes as projects
@@ -54,7 +55,7 @@ POLICY = (
 )
 SLICES = (
     accounts, projects, home, import_wizard, prompts, checkpoints, exports, pairs, annotations, constitutions,
-    judging, judge_cards, estimates, review, revising, label_diffs, training, benchmarks, grading, report,
+    judging, ratings, judge_cards, estimates, review, revising, label_diffs, training, benchmarks, grading, report,
     experiments, recipes, runs,
 )  # fmt: skip
 

@@ -28,6 +28,7 @@ KINDS = {
     "demo_base": "worker.demo_base:make_demo_base",
     "generate": "worker.generate:generate_pairs",
     "judge": "worker.judge:judge_pairs",
+    "rate": "worker.rate:rate_completions",
     "audit": "worker.audit:draw_queue",
     "card": "worker.card:make_card",
     "red_team": "worker.red_team:make_red_team",

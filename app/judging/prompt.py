@@ -114,20 +114,20 @@ def render_prompt(
 ) -> list[dict[str, str]]:
     """The messages of one call. Texts are put in as they are: nothing in them is executed or expanded."""
     first, second = pair.sides(is_swapped)
-    user = _fill(USER, fence=known.fence, prompt=pair.prompt, first=first, second=second,
+    user = fill(USER, fence=known.fence, prompt=pair.prompt, first=first, second=second,
                  shape=_shape(guide, known.nonce, with_reason))  # fmt: skip
-    system = _fill(SYSTEM, constitution=guide.text, fence=known.fence)
+    system = fill(SYSTEM, constitution=guide.text, fence=known.fence)
     return [{"role": "system", "content": system}, {"role": "user", "content": user}]
 
 
 def render_local_prompt(guide: Guide, pair: PairText, is_swapped: bool) -> list[dict[str, str]]:
     """The message of a local judge, whose log-probabilities of A and B are read: it writes nothing, so no nonce."""
     first, second = pair.sides(is_swapped)
-    text = _fill(LOCAL, constitution=guide.text, prompt=pair.prompt, first=first, second=second)
+    text = fill(LOCAL, constitution=guide.text, prompt=pair.prompt, first=first, second=second)
     return [{"role": "user", "content": text}]
 
 
-def _fill(template: str, **values: str) -> str:
+def fill(template: str, **values: str) -> str:
     """One pass over the template: a placeholder inside a value is left alone."""
     return re.sub(r"\{(\w+)\}", lambda found: values[found[1]], template)
 
@@ -148,12 +148,13 @@ def verdict_schema(guide: Guide, with_reason: bool) -> dict[str, Any]:
     if with_reason:
         fields["reason"] = {"type": "string"}
     if guide.keys:
-        fields["principles"] = _object(dict.fromkeys(guide.keys, choice))
-    schema = _object({**fields, "verdict": choice, "nonce": {"type": "string"}})
+        fields["principles"] = schema_object(dict.fromkeys(guide.keys, choice))
+    schema = schema_object({**fields, "verdict": choice, "nonce": {"type": "string"}})
     return {"type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": schema}}
 
 
-def _object(fields: Mapping[str, Any]) -> dict[str, Any]:
+def schema_object(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON schema's object: these fields, all of them, and no others."""
     return {"type": "object", "properties": dict(fields), "required": list(fields), "additionalProperties": False}
 
 

@@ -22,35 +22,22 @@ class Reading:
     failure: str = ""
 
 
-class _Object(list[tuple[str, Any]]):
+class Fields(list[tuple[str, Any]]):
     """A JSON object with every field it was written with, repeated ones too."""
 
     def all(self, name: str) -> list[Any]:
+        """Every value a field was given."""
         return [value for key, value in self if key == name]
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_Object, strict=False)
+_DECODER = json.JSONDecoder(object_pairs_hook=Fields, strict=False)
 
 
 def read_verdict(raw: str, nonce: str, keys: Sequence[str] = (), *, stop_reason: str = "stop") -> Reading:
-    """The one verdict in an answer.
-
-    Only an object whose own field `nonce` is this call's counts: candidate text, quoted or not, cannot hold it. The
-    nonce has to be the object's last field unless the object is the whole answer; otherwise a candidate quoted without
-    escapes could end the object before the judge's own verdict. Two different verdicts are none.
-    """
-    whole = _FENCED.sub(r"\1", raw).strip()
-    found: list[_Object] = []
-    is_misplaced = False
-    for one, is_whole in _objects(whole):
-        if nonce not in [str(value) for value in one.all("nonce")]:
-            continue
-        if is_whole or one[-1][0] == "nonce":
-            found.append(one)
-        else:
-            is_misplaced = True
+    """The one verdict in an answer, of the objects `find_said` finds. Two different verdicts are none."""
+    found, failure = find_said(raw, nonce, stop_reason)
     if not found:
-        return Reading(failure=_why_none(raw, nonce, is_misplaced, stop_reason))
+        return Reading(failure=failure)
     verdicts = [value for one in found for value in one.all("verdict")]
     choices = {_letter(value) for value in verdicts}
     if not verdicts:
@@ -64,7 +51,27 @@ def read_verdict(raw: str, nonce: str, keys: Sequence[str] = (), *, stop_reason:
     return Reading(choices.pop(), _principles(found, keys), (reasons[0] if reasons else "")[:MAX_REASON])
 
 
-def _objects(text: str) -> Iterator[tuple[_Object, bool]]:
+def find_said(raw: str, nonce: str, stop_reason: str) -> tuple[list[Fields], str]:
+    """The objects of an answer that are the judge's own, or none and the reason why.
+
+    Only an object whose own field `nonce` is this call's counts: candidate text, quoted or not, cannot hold it. The
+    nonce has to be the object's last field unless the object is the whole answer; otherwise a candidate quoted without
+    escapes could end the object before the judge's own verdict.
+    """
+    whole = _FENCED.sub(r"\1", raw).strip()
+    found: list[Fields] = []
+    is_misplaced = False
+    for one, is_whole in _objects(whole):
+        if nonce not in [str(value) for value in one.all("nonce")]:
+            continue
+        if is_whole or one[-1][0] == "nonce":
+            found.append(one)
+        else:
+            is_misplaced = True
+    return found, "" if found else _why_none(raw, nonce, is_misplaced, stop_reason)
+
+
+def _objects(text: str) -> Iterator[tuple[Fields, bool]]:
     """Every JSON object in a text, those inside others too, and whether it is the whole text."""
     start = text.find("{")
     while start >= 0:
@@ -80,8 +87,8 @@ def _objects(text: str) -> Iterator[tuple[_Object, bool]]:
         start = text.find("{", end)
 
 
-def _nested(value: Any) -> Iterator[_Object]:
-    if isinstance(value, _Object):
+def _nested(value: Any) -> Iterator[Fields]:
+    if isinstance(value, Fields):
         if value:
             yield value
         for _, inner in value:
@@ -96,12 +103,12 @@ def _letter(value: Any) -> str | None:
     return {"a": "A", "b": "B", "tie": TIE}.get(said)
 
 
-def _principles(found: Sequence[_Object], keys: Sequence[str]) -> dict[str, str]:
+def _principles(found: Sequence[Fields], keys: Sequence[str]) -> dict[str, str]:
     """Choices by principle; one that is missing, unreadable or said twice differently is left out."""
     said: dict[str, set[str | None]] = {}
     for one in found:
         for block in one.all("principles"):
-            if isinstance(block, _Object):
+            if isinstance(block, Fields):
                 for key, value in block:
                     said.setdefault(key, set()).add(_letter(value))
     return {key: choice for key in keys for choice in said.get(key, ()) if choice and len(said[key]) == 1}

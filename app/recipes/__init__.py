@@ -9,6 +9,7 @@ from app.benchmarks.recipes import BenchmarkRecipe
 from app.checkpoints.recipes import ExportRecipe, ImportCheckpointRecipe, NewEndpointRecipe
 from app.errors import Invalid
 from app.grading.recipes import GradingRecipe
+from app.judging.rating_recipes import RateRecipe
 from app.judging.recipes import JudgeRecipe, NewJudgeRecipe
 from app.pairs.recipes import GenerateRecipe
 from app.prompts.recipes import CheckPromptsRecipe, ImportPairsRecipe, ImportPromptsRecipe
@@ -34,7 +35,7 @@ RECIPES: dict[str, type[Recipe]] = {
     for recipe in (
         ImportPromptsRecipe, ImportPairsRecipe, ImportAnnotationsRecipe, ImportCheckpointRecipe, NewEndpointRecipe,
         CheckPromptsRecipe, DemoBaseRecipe, ExportRecipe,
-        GenerateRecipe, NewJudgeRecipe, JudgeRecipe, AuditRecipe, CardRecipe, SnapshotRecipe,
+        GenerateRecipe, NewJudgeRecipe, JudgeRecipe, RateRecipe, AuditRecipe, CardRecipe, SnapshotRecipe,
         RedTeamRecipe, ReviseRecipe, HandOverRecipe, BestOfRecipe,
         SftRecipe, RewardRecipe, DpoRecipe, SimpoRecipe, KtoRecipe, PpoRecipe, GrpoRecipe, RlooRecipe,
         BenchmarkRecipe, GradingRecipe,

@@ -26,7 +26,7 @@ router = APIRouter()
 PAGES = {
     "annotation_set": "annotations",
     "prompt_set": "prompts", "pair_set": "pairs", "verdict_set": "judge", "judge": "judge/judges", "queue": "review",
-    "revision_set": "revisions",
+    "revision_set": "revisions", "rating_set": "judge/ratings",
     "judge_card": "judge/cards",
     "snapshot": "train/snapshots", "checkpoint": "checkpoints", "endpoint": "checkpoints/endpoints",
     "constitution": "constitutions", "grading": "grade", "arm": "checkpoints/arms", "benchmark": "benchmarks",

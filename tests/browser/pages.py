@@ -50,6 +50,7 @@ IDS: list[tuple[str, str]] = [
     ("/constitutions/{}", "SELECT id FROM constitution LIMIT 1"),
     ("/revisions/{}/{}", "SELECT set_id, id FROM revision ORDER BY id LIMIT 1"),
     ("/revisions/{}", "SELECT id FROM revision_set LIMIT 1"),
+    ("/judge/ratings/{}", "SELECT id FROM rating_set LIMIT 1"),
     ("/judge/judges/{}", "SELECT id FROM judge LIMIT 1"),
     ("/judge/cards/{}", "SELECT id FROM judge_card LIMIT 1"),
     ("/judge/{}/pairs/{}", "SELECT verdict_set_id, pair_id FROM verdict ORDER BY id LIMIT 1"),
