@@ -15,7 +15,7 @@ from app.db import get, now
 from app.grading.guesses import end_part
 from app.grading.items import Marks, give_grade, next_item
 from app.grading.models import GradeItem, Grading
-from app.judging.models import VerdictSet
+from app.judging.models import Rating, RatingSet, VerdictSet
 from app.pairs.models import Completion, Pair
 from app.projects.models import Project
 from app.projects.projects import make_project, set_role
@@ -53,6 +53,7 @@ def seed(session: Session) -> None:
     _grade(session, _copy(session, grading), grader, 99)
     _revise(session, project, grader)
     _probe(session, project)
+    _score(session, project)
     _grade(session, grading, grader, 3)
 
 
@@ -129,6 +130,28 @@ def _probe(session: Session, project: Project) -> None:
     given = first.model_dump(exclude={"id", "name", "counts", "run_id"})
     counts = first.counts | {"overrides": others}
     session.add(Snapshot(**given, name="With other labels", counts=counts, run_id=first.run_id))
+
+
+def _score(session: Session, project: Project) -> None:
+    """Scores of single completions, one of them unreadable."""
+    verdicts = session.exec(select(VerdictSet).where(VerdictSet.project_id == project.id)).first()
+    constitution = session.exec(select(Constitution).where(Constitution.project_id == project.id)).first()
+    assert verdicts is not None and constitution is not None
+    keys = [one.key for one in read_principles(session, constitution.id)]
+    sides = session.exec(select(Pair.a_id).where(Pair.pair_set_id == verdicts.pair_set_id).distinct().limit(30)).all()
+    made = RatingSet(
+        project_id=project.id, name="Scores of single completions", judge_id=verdicts.judge_id, n=len(sides), n_null=1,
+        constitution_id=constitution.id, pair_set_id=verdicts.pair_set_id,
+    )  # fmt: skip
+    session.add(made)
+    session.flush()
+    for place, completion in enumerate(sides):
+        for number, key in enumerate(("", *keys)):
+            value = None if place == 0 else float(1 + (place * 7 + number) % 10)
+            session.add(Rating(
+                rating_set_id=made.id, completion_id=completion, judge_id=verdicts.judge_id, principle=key, value=value,
+                reason="no verdict with this call's nonce" if value is None else "It is so.",
+            ))  # fmt: skip
 
 
 def _copy(session: Session, grading: Grading) -> Grading:
