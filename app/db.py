@@ -19,7 +19,6 @@ from app.config import settings
 from app.errors import AppError, NotFound
 
 log = logging.getLogger(__name__)
-_WRITERS = threading.Lock()
 
 RowT = TypeVar("RowT", bound=SQLModel)
 MAX_ID = 2**63 - 1
@@ -133,10 +132,26 @@ def make_engine(url: str) -> sa.Engine:
         if any(isinstance(one, str) and "\x00" in one for values in rows for one in values):  # as Postgres does
             raise sa.exc.DataError(statement, given, ValueError("a text holds a NUL character"))
 
+    # Writers of one process that meet at SQLite's own lock sleep and look again, up to a tenth of a second each time;
+    # here they queue instead. Other processes are still met there, and waiting longer than it would wait is no better.
+    writers = threading.Lock()
+
     @event.listens_for(engine, "begin")
     def _begin(connection: sa.Connection) -> None:
         is_write = connection.get_execution_options().get("is_write", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if is_write else "BEGIN")
+        if is_write and writers.acquire(timeout=30):
+            connection.info["has_turn"] = True
+        try:
+            connection.exec_driver_sql("BEGIN IMMEDIATE" if is_write else "BEGIN")
+        except BaseException:
+            _end(connection)
+            raise
+
+    @event.listens_for(engine, "commit")
+    @event.listens_for(engine, "rollback")
+    def _end(connection: sa.Connection) -> None:
+        if connection.info.pop("has_turn", False):
+            writers.release()
 
     return engine
 
@@ -162,24 +177,9 @@ def reading() -> Iterator[Session]:
 
 
 @contextmanager
-def _turn() -> Iterator[None]:
-    """One writer of this process at a time, where the database has one for all.
-
-    Writers that meet at SQLite's own lock sleep and look again, up to a tenth of a second each time; here they queue.
-    Other processes are still met there. Waiting longer than that lock would is no better, so it ends.
-    """
-    is_mine = settings().database.startswith("sqlite") and _WRITERS.acquire(timeout=30)
-    try:
-        yield
-    finally:
-        if is_mine:
-            _WRITERS.release()  # not an RLock: a request may end in another thread than it began
-
-
-@contextmanager
 def transaction() -> Iterator[Session]:
     """A session committed as a whole at the end, or not at all; then what waited for the commit is sent."""
-    with _turn(), Session(engine().execution_options(is_write=True), expire_on_commit=False) as session:
+    with Session(engine().execution_options(is_write=True), expire_on_commit=False) as session:
         try:
             yield session
         except BaseException:

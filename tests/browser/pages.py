@@ -73,7 +73,7 @@ IDS: list[tuple[str, str]] = [
 def list_pages(app: FastAPI, session: Session, is_page: Callable[[str], bool]) -> Iterator[Page]:
     """The pages, once each; `is_page` asks the address whether it answers a whole page rather than a part of one."""
     for method, route, _policy in declared_policies(app):
-        if method != "GET" or NOT_PAGES.search(route) or route.endswith(tuple(f".{one}" for one in FORMATS)):
+        if method != "GET" or NOT_PAGES.search(route) or route.endswith((".tar", *(f".{one}" for one in FORMATS))):
             continue
         for url in _urls(session, route.replace("{project}", PROJECT)):
             if is_page(url):
