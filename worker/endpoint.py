@@ -10,6 +10,7 @@ or, where nothing must be stored before a call leaves, `for arrived in ask_all(t
 import asyncio
 import queue
 import threading
+import time
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from itertools import islice
 from typing import Any, Self, TypeVar
@@ -52,18 +53,23 @@ class EndpointCalls:
         self.in_flight += len(batch)
         self._loop.call_soon_threadsafe(self._begin, batch)
 
-    def arrived(self, wait_s: float = 0.25) -> list[tuple[Any, ChatAnswer]]:
-        """Everything that has arrived since the last look; waits at most `wait_s` for the first one."""
+    def arrived(self, wait_s: float = 0.25, at_least: int = 1, linger_s: float = 0.03) -> list[tuple[Any, ChatAnswer]]:
+        """Everything that has arrived since the last look. Waits `wait_s` at most for the first answer, and then
+        `linger_s` at most until there are `at_least` of them."""
         found: list[tuple[Any, ChatAnswer]] = []
-        try:
-            item = self._arrived.get(timeout=wait_s)
-            while True:
-                if isinstance(item[1], Exception):
-                    raise item[1]
-                found.append((item[0], item[1]))
-                item = self._arrived.get_nowait()
-        except queue.Empty:
-            pass
+        until = time.monotonic() + wait_s
+        while True:
+            try:
+                item = self._arrived.get(timeout=max(0.0, until - time.monotonic()))
+            except queue.Empty:
+                break
+            if isinstance(item[1], Exception):
+                raise item[1]
+            found.append((item[0], item[1]))
+            if len(found) == 1:
+                until = time.monotonic() + linger_s
+            if len(found) >= at_least:
+                until = 0.0  # only what is there already
         self.in_flight -= len(found)
         return found
 
