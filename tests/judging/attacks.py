@@ -4,7 +4,6 @@ import base64
 import json
 import random
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from app.judging.prompt import SYSTEM, USER
 
