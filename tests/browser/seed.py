@@ -6,6 +6,7 @@ from sqlmodel import Session, col, select
 
 from app.accounts.logins import make_account
 from app.accounts.models import Account
+from app.annotations.models import Annotation, AnnotationItem, AnnotationSet
 from app.checkpoints.arms import find_or_make_imported_arm
 from app.checkpoints.endpoints import make_endpoint
 from app.checkpoints.models import Arm
@@ -22,7 +23,7 @@ from app.projects.projects import make_project, set_role
 from app.prompts.models import Prompt
 from app.review.answers import give_answer
 from app.review.card_lines import Judged, make_lines
-from app.review.models import JudgeCard, Queue
+from app.review.models import JudgeCard, Mark, Queue
 from app.review.queues import claim_place
 from app.revising.decisions import decide
 from app.revising.models import Revision, RevisionSet
@@ -54,6 +55,9 @@ def seed(session: Session) -> None:
     _revise(session, project, grader)
     _probe(session, project)
     _score(session, project)
+    _annotate(session, project)
+    session.flush()
+    _mark(session, project, grader)
     _grade(session, grading, grader, 3)
 
 
@@ -152,6 +156,52 @@ def _score(session: Session, project: Project) -> None:
                 rating_set_id=made.id, completion_id=completion, judge_id=verdicts.judge_id, principle=key, value=value,
                 reason="no verdict with this call's nonce" if value is None else "It is so.",
             ))  # fmt: skip
+
+
+def _annotate(session: Session, project: Project) -> None:
+    """An imported set: two people and a judge on forty pairs, one of the judge's labels unreadable."""
+    names = {"Ann": True, "Ben": True, "judge": False}
+    made = AnnotationSet(
+        project_id=project.id, name="Imported votes", kind="pairwise3", labels=["a", "b", "tie"], n=40, n_labels=120,
+        n_unreadable=1, state="ready", annotators={name: {"is_person": who, "n": 40} for name, who in names.items()},
+    )  # fmt: skip
+    session.add(made)
+    session.flush()
+    for place in range(40):
+        texts = {"messages": [{"role": "user", "content": "Is it so?"}], "a": "It is so.", "b": "It is so, and more."}
+        item = AnnotationItem(
+            set_id=made.id, position=place, key=f"item {place}", grp=f"prompt {place // 2}", texts=texts,
+            category=("facts", "manners")[place % 2],
+        )  # fmt: skip
+        session.add(item)
+        session.flush()
+        for number, name in enumerate(names):
+            label = (
+                None if name == "judge" and place == 0 else ("a", "b", "tie")[(place + (place % (4 + number) == 0)) % 3]
+            )
+            session.add(Annotation(
+                set_id=made.id, item_id=item.id, annotator=name, label=label,
+                reason="" if label else "“garbage” is no label",
+            ))  # fmt: skip
+
+
+def _mark(session: Session, project: Project, grader: Account) -> None:
+    """A scoring queue with one completion scored by a person."""
+    ratings = session.exec(select(RatingSet).where(RatingSet.project_id == project.id)).one()
+    keys = session.exec(select(Rating.completion_id).where(Rating.rating_set_id == ratings.id).distinct()).all()
+    queue = Queue(project_id=project.id, name="Scores by people", kind="scoring", rating_set_id=ratings.id, n=len(keys))
+    session.add(queue)
+    session.flush()
+    assert ratings.constitution_id is not None
+    given = {one.key: 7.0 for one in read_principles(session, ratings.constitution_id)}
+    for place, completion in enumerate(sorted(keys)):
+        is_first = place == 0
+        session.add(Mark(
+            queue_id=queue.id, completion_id=completion, position=place, account_id=grader.id if is_first else None,
+            scores=given if is_first else {}, answered_at=now() if is_first else None,
+            seconds=9.0 if is_first else None,
+        ))  # fmt: skip
+    queue.n_answered = 1
 
 
 def _copy(session: Session, grading: Grading) -> Grading:
