@@ -59,8 +59,11 @@ def look(target: str, given: Mapping[str, Any]) -> Look:
             found.values = recipe.model_dump()
         found.layout = str(getattr(recipe, "layout", "")) or name_of(row)
         found.mapping = mapping_of(recipe, row)
+        most = getattr(recipe, "limit", None) or FIRST  # of usable rows, as the import counts
         for one in islice(drafts(recipe), FIRST):
             _count(found, one)
+            if found.n_good >= most:
+                break
     except ValidationError as error:
         for item in error.errors():
             name = ".".join(map(str, item["loc"]))

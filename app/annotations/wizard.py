@@ -22,6 +22,8 @@ router = APIRouter()
 
 NAMES = {"prompts": "prompts", "pairs": "preferences", "annotations": "annotations"}
 PARAMS = ("path", "format")
+# What means the same whatever a file is imported as: typed on the first page, it holds on the next.
+COMMON = ("name", "limit", "max_chars", "source", "licence", "dev_share", "test_share", "may_reject")
 
 
 @router.post("/p/{project}/import/look")
@@ -38,7 +40,8 @@ def receive(request: Request, form: Received, member: Researcher, session: Db) -
             text if isinstance(text, str) else "",
         )  # fmt: skip
     query = {"path": sent.values["path"], "format": str(form.get("format") or "auto")}
-    if target in TARGETS:
+    query |= {name: str(form.get(name)) for name in COMMON if form.get(name)}
+    if target in TARGETS and target != "prompts":  # the page for prompts takes any file: what fits best is opened
         query["target"] = target
     return RedirectResponse(f"/p/{member.project.slug}/import/look?{urlencode(query)}", status_code=303)
 
@@ -49,18 +52,21 @@ def show_look(request: Request, member: Researcher, session: Db) -> Response:
     given = request.query_params
     base = {name: given.get(name, "").strip() for name in PARAMS}
     chosen = given.get("target", "")
+    common = {name: given[name] for name in COMMON if given.get(name)}
     looks = {}
     for target, recipe in TARGETS.items():
-        values = {**base, **(read_form(recipe, given) if target == chosen else {})}  # type: ignore[arg-type]
+        values = {**base, **{name: one for name, one in common.items() if name in recipe.model_fields}}
+        if target == chosen:
+            values |= read_form(recipe, given)  # type: ignore[arg-type]
         looks[target] = look(target, {name: value for name, value in values.items() if value != ""})
     if chosen not in TARGETS:
         chosen = max(looks, key=lambda name: (looks[name].n_good, name == "pairs", name == "annotations"))
-    return _page(request, session, member, looks, chosen, {}, given.get("checkpoint", ""))
+    return _page(request, session, member, looks, chosen, {}, given.get("checkpoint", ""), common)
 
 
 def _page(
     request: Request, session: Session, member: Member, looks: dict[str, Look], chosen: str,
-    errors: dict[str, list[str]], checkpoint: str,
+    errors: dict[str, list[str]], checkpoint: str, common: dict[str, str] | None = None,
 ) -> Response:  # fmt: skip
     here = looks[chosen]
     fields = recipe_form(session, TARGETS[chosen], member.project.id, here.values, errors or here.errors)
@@ -77,7 +83,7 @@ def _page(
         chosen=chosen, here=here, names=NAMES, first=FIRST, checkpoints=checkpoints, picked=picked,
         fields=[one for one in fields if one.name not in {"shipped", "seed", *PARAMS}],
         shown=[_shown(one, picked) for one in here.good], form_key=new_form_key(),
-        path=here.values.get("path", ""), format=here.values.get("format", "auto"),
+        path=here.values.get("path", ""), format=here.values.get("format", "auto"), common=common or {},
     )  # fmt: skip
 
 

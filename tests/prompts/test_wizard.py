@@ -193,3 +193,20 @@ def test_the_hub_says_what_it_could_not_fetch(project: Project) -> None:
 def test_a_path_that_leads_nowhere_is_a_message(target: str, path: str) -> None:
     found = look(target, {"path": path})
     assert found.error and not found.n_good
+
+
+def test_what_was_typed_first_still_holds_when_it_is_looked_at(
+    client: TestClient, project: Project, tmp_path: Path
+) -> None:
+    path = settings().folder("uploads") / "pairs.jsonl"
+    rows = [{"prompt": f"question {n}", "chosen": "yes", "rejected": "no"} for n in range(9)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + "no JSON\n")
+    sent = {"path": str(path), "format": "auto", "target": "prompts", "limit": "4", "source": "mine"}
+    page = client.post(f"/p/{project.slug}/import/look", data=sent)
+    assert page.status_code == 200 and "limit=4" in str(page.url) and "target" not in str(page.url)
+    assert "As preferences" in page.text  # what fits best, although the first page is the one for prompts
+    assert 'value="4"' in page.text and 'value="mine"' in page.text
+    assert "limit=4" in page.text.partition("What the file can be imported as")[2].partition("</table>")[0]
+    assert "One bad row" not in page.text  # it stands behind the fourth row
+    whole = client.post(f"/p/{project.slug}/import/look", data={**sent, "limit": ""})
+    assert "One bad row stops the import" in whole.text
