@@ -34,10 +34,14 @@ def label_of(choice: str) -> str:
 def decide(words: Sequence[Word]) -> str | None:
     """The choice that stands: an adjudicator's where one has spoken, else the one with most people behind it.
 
+    Somebody who met the pair in several queues counts once, with what they said last.
+
     None without words, or when the leading labels have equally many. Tie and both bad count together, and the one
     of them said by more, or else later, names the choice.
     """
-    voters = [word for word in words if word.is_adjudicator] or words
+    said = [word for word in words if word.is_adjudicator] or words
+    last = {word.account_id: word for word in said}
+    voters = [word for word in said if word is last[word.account_id]]
     labels = Counter(label_of(word.choice) for word in voters).most_common(2)
     if not labels or (len(labels) == 2 and labels[0][1] == labels[1][1]):
         return None

@@ -16,8 +16,8 @@ from app.review.queues import claim_place
 from tests.review.rows import make_pairs, make_verdicts
 
 
-def word(choice: str, *, is_adjudicator: bool = False) -> Word:
-    return Word(1, 1, choice, is_adjudicator, "")
+def word(choice: str, who: int, *, is_adjudicator: bool = False) -> Word:
+    return Word(1, who, choice, is_adjudicator, "")
 
 
 @pytest.mark.parametrize(
@@ -34,15 +34,21 @@ def word(choice: str, *, is_adjudicator: bool = False) -> Word:
     ],
 )
 def test_the_majority_decides_and_tie_and_both_bad_are_one_label(said: list[str], decision: str | None) -> None:
-    words = [word(choice) for choice in said]
+    words = [word(choice, who) for who, choice in enumerate(said)]
     assert decide(words) == decision
     assert is_split(words) == (decision is None and bool(said))
 
 
 def test_an_adjudicator_decides_alone() -> None:
-    people = [word("a"), word("a"), word("b")]
-    assert decide([*people, word("b", is_adjudicator=True)]) == "b"
-    assert decide([*people, word("b", is_adjudicator=True), word("tie", is_adjudicator=True)]) is None
+    people = [word("a", 1), word("a", 2), word("b", 3)]
+    assert decide([*people, word("b", 1, is_adjudicator=True)]) == "b"
+    assert decide([*people, word("b", 1, is_adjudicator=True), word("tie", 2, is_adjudicator=True)]) is None
+
+
+def test_somebody_who_met_a_pair_in_two_queues_counts_once() -> None:
+    assert decide([word("a", 1), word("b", 1)]) == "b"
+    assert decide([word("a", 1), word("b", 2), word("b", 1)]) == "b"
+    assert decide([word("a", 1), word("a", 2), word("b", 1)]) is None
 
 
 @pytest.fixture
