@@ -1,4 +1,4 @@
-"""Scores one checkpoint on one benchmark, item by item; what is stored already is not scored again."""
+"""Scores one checkpoint or arm on one benchmark, item by item; what is stored already is not scored again."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -64,7 +64,10 @@ def run_benchmark(job: Job) -> None:
         check_truncated(plan.n_truncated, plan.n_items, recipe.max_truncated)
     with job.write() as session:
         benchmark = find_or_make_benchmark(session, job.project_id, recipe.benchmark, plan.settings)
-        arm = find_or_make_arm(session, job.project_id, checkpoint=recipe.checkpoint, decoding=plan.decoding)
+        checkpoint, preamble = recipe.subject(session)
+        arm = find_or_make_arm(
+            session, job.project_id, checkpoint=checkpoint, few_shot=preamble, decoding=plan.decoding
+        )  # fmt: skip
         benchmark_id, arm_id = benchmark.id, arm.id
         job.made(session, "benchmark", benchmark_id)
         job.made(session, "arm", arm_id, arm.sha256)

@@ -1,12 +1,13 @@
 """Strict-format adherence: every prompt sampled several times at temperature 1, and once greedily."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from sqlmodel import col, select
 
 from app.benchmarks.recipes import BenchmarkRecipe
+from app.checkpoints.arms import put_before
 from app.db import get
 from app.errors import Invalid
 from app.prompts.models import Prompt, PromptSet
@@ -28,10 +29,15 @@ class Asked:
 
 @dataclass(frozen=True)
 class Models:
-    """Who writes, and who scores what was written."""
+    """Who writes, what stands before each prompt, and who scores what was written (to the prompt alone)."""
 
     writer: LocalModel
     scorer: RewardScorer | None
+    preamble: list[dict[str, str]]
+
+    def asked(self, prompt: Prompt) -> list[dict[str, str]]:
+        """What the writer reads."""
+        return put_before(self.preamble, prompt.messages)
 
 
 def plan_format(job: Job, recipe: BenchmarkRecipe) -> Plan:
@@ -40,19 +46,21 @@ def plan_format(job: Job, recipe: BenchmarkRecipe) -> Plan:
         prompt_set = get(session, PromptSet, recipe.prompt_set or 0)
         wanted = select(Prompt).where(Prompt.set_id == prompt_set.id, col(Prompt.split).in_(recipe.splits))
         prompts = list(session.exec(wanted.order_by(col(Prompt.position))).all())[: recipe.limit]
-        model = LocalModel(weights_of(session, recipe.checkpoint))
+        checkpoint, preamble = recipe.subject(session)
+        model = LocalModel(weights_of(session, checkpoint))
         scorer = RewardScorer(weights_of(session, recipe.scorer)) if recipe.scorer is not None else None
+        models = Models(model, scorer, preamble)
     if not prompts:
         raise Invalid(
             f"The prompt set “{prompt_set.name}” has no prompt in {', '.join(recipe.splits)}: choose other splits."
         )
     job.log(f"{len(prompts):,} prompts × {recipe.samples} samples and a greedy pass; prompts by {model.rendering}")
-    cut = {p.id: model.is_too_long(p.messages, recipe.max_new_tokens) for p in prompts}
+    cut = {p.id: model.is_too_long(models.asked(p), recipe.max_new_tokens) for p in prompts}
     decoding = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": recipe.max_new_tokens}
     sampled = [Asked(p, k, cut[p.id]) for p in prompts for k in range(recipe.samples)]
     greedy = [Asked(p, None, cut[p.id]) for p in prompts]
-    batches = _batches(job, Models(model, scorer), sampled, decoding)
-    batches += _batches(job, Models(model, None), greedy, {**decoding, "temperature": 0.0})
+    batches = _batches(job, models, sampled, decoding)
+    batches += _batches(job, replace(models, scorer=None), greedy, {**decoding, "temperature": 0.0})
     return Plan(
         settings={
             "prompts_sha256": prompt_set.sha256,
@@ -71,7 +79,7 @@ def plan_format(job: Job, recipe: BenchmarkRecipe) -> Plan:
 
 
 def _batches(job: Job, models: Models, asked: list[Asked], decoding: dict[str, Any]) -> list[Batch]:
-    lengths = {one.prompt.id: len(models.writer.encode(one.prompt.messages)) for one in asked if not one.sample}
+    lengths = {one.prompt.id: len(models.writer.encode(models.asked(one.prompt))) for one in asked if not one.sample}
     pieces = plan_batches([lengths[one.prompt.id] for one in asked], job.recipe.batch_size)
     made = []
     for number, places in enumerate(pieces):
@@ -97,10 +105,10 @@ def item_of(prompt: Prompt) -> str:
 
 
 def _score_batch(job: Job, models: Models, piece: list[Asked], decoding: dict[str, Any], seed: int) -> list[Row]:
-    asked = [one.prompt.messages for one in piece]
-    found = models.writer.sample(asked, decoding, seed, job.check)
+    found = models.writer.sample([models.asked(one.prompt) for one in piece], decoding, seed, job.check)
     job.spend(generated_tokens=sum(sample.n_tokens for sample in found))
-    rewards = models.scorer.score(asked, [sample.text for sample in found]) if models.scorer else None
+    prompts = [one.prompt.messages for one in piece]
+    rewards = models.scorer.score(prompts, [sample.text for sample in found]) if models.scorer else None
     rows = []
     for place, (one, sample) in enumerate(zip(piece, found, strict=True)):
         rows += _rows(one, sample)

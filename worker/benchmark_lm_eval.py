@@ -7,11 +7,13 @@ import lm_eval
 
 from app.benchmarks.definitions import DEFINITIONS
 from app.benchmarks.recipes import BenchmarkRecipe
+from app.checkpoints.arms import put_before
 from app.errors import Invalid
 from worker.benchmark import Batch, Plan, Row, check_truncated
 from worker.benchmark_data import write_tasks
 from worker.checkpoints import weights_of
 from worker.job import Job
+from worker.llm import render_messages
 from worker.lm_eval_model import Item, WatchedLM, hash_items, load_tasks, read_items, score_items
 from worker.loading import load_full, load_tokenizer
 
@@ -23,10 +25,12 @@ def plan_lm_eval(job: Job, recipe: BenchmarkRecipe) -> Plan:
         write_tasks(recipe.benchmark, recipe.data, recipe.num_fewshot, folder), folder, recipe.num_fewshot
     )
     job.check()
-    lm = load_lm(job, recipe)
+    lm, preamble = load_lm(job, recipe)
     if recipe.use_chat_template and not lm.tokenizer.chat_template:
         raise Invalid("This checkpoint's tokenizer has no chat template.", {"use_chat_template": ["there is none"]})
-    items = read_items(lm, tasks, recipe.limit, recipe.use_chat_template)
+    if preamble:  # lm-eval drops a system message that a template refuses, without a word: here that is an error
+        render_messages(lm.tokenizer, put_before(preamble, [{"role": "user", "content": "?"}]))
+    items = read_items(lm, tasks, recipe.limit, recipe.use_chat_template, preamble)
     n_truncated = sum(item.is_truncated for item in items)
     check_truncated(n_truncated, len(items), recipe.max_truncated)
     job.log(f"{len(items):,} items, {sum(len(i.requests) for i in items):,} requests, {n_truncated:,} items truncated")
@@ -44,11 +48,12 @@ def plan_lm_eval(job: Job, recipe: BenchmarkRecipe) -> Plan:
     )
 
 
-def load_lm(job: Job, recipe: BenchmarkRecipe) -> WatchedLM:
-    """The recipe's checkpoint behind lm-eval's interface."""
+def load_lm(job: Job, recipe: BenchmarkRecipe) -> tuple[WatchedLM, list[dict[str, str]]]:
+    """The recipe's checkpoint behind lm-eval's interface, and what stands before its prompts."""
     with job.read() as session:
-        weights = weights_of(session, recipe.checkpoint)
-    return WatchedLM(load_full(weights).eval(), load_tokenizer(weights), recipe.batch_size, job.check)
+        checkpoint, preamble = recipe.subject(session)
+        weights = weights_of(session, checkpoint)
+    return WatchedLM(load_full(weights).eval(), load_tokenizer(weights), recipe.batch_size, job.check), preamble
 
 
 def _settings(recipe: BenchmarkRecipe, items: list[Item]) -> dict[str, Any]:

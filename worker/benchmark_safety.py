@@ -5,12 +5,14 @@ and changes no order, so none is asked for.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from sqlmodel import Session, col, select
 
 from app.benchmarks.recipes import BenchmarkRecipe
+from app.checkpoints.arms import put_before
 from app.checkpoints.models import Checkpoint
 from app.db import get
 from app.errors import Invalid
@@ -27,14 +29,27 @@ from worker.llm import LocalModel, RewardScorer, batch_seed, plan_batches
 ScoreTexts = Callable[[list[tuple[str, str]]], list[float]]
 
 
+@dataclass(frozen=True)
+class Policy:
+    """Who writes, and what stands before each prompt."""
+
+    model: LocalModel
+    preamble: list[dict[str, str]]
+
+    def asked(self, text: str) -> list[dict[str, str]]:
+        """What the model reads."""
+        return put_before(self.preamble, _asked(text))
+
+
 def plan_safety(job: Job, recipe: BenchmarkRecipe) -> Plan:
     """Pairs are scored by the reward there is; prompts are answered greedily, and the answers judged."""
     pairs, prompts = read_pku(recipe.data)
     with job.read() as session:
-        is_reward = get(session, Checkpoint, recipe.checkpoint).role == "reward"
+        checkpoint, preamble = recipe.subject(session)
+        is_reward = get(session, Checkpoint, checkpoint).role == "reward"
         kept = _prompts_of(session, recipe) if recipe.prompt_set is not None else None
         judge = get(session, Judge, recipe.judge) if recipe.judge is not None else None
-        weights = weights_of(session, recipe.checkpoint)
+        weights = weights_of(session, checkpoint)
         reference = weights_of(session, recipe.reference) if recipe.reference is not None else None
     pairs = [pair for pair in pairs if kept is None or pair.prompt in kept][: recipe.limit]
     prompts = [] if is_reward else prompts[: recipe.limit]
@@ -42,15 +57,19 @@ def plan_safety(job: Job, recipe: BenchmarkRecipe) -> Plan:
     if is_reward:
         batches += _reward_batches(recipe, pairs, RewardScorer(weights))
     else:
-        policy = LocalModel(weights)
+        policy = Policy(LocalModel(weights), preamble)
         pairs = pairs if reference is not None else []
         if reference is not None:
-            score = partial(_implicit_rewards, policy, LocalModel(reference))
+            score = partial(_implicit_rewards, policy, Policy(LocalModel(reference), []))
             batches += _pair_batches(recipe, pairs, "implicit", score, partial(_is_too_long, policy))
         else:
             job.log("no reference, so no implicit reward: only the policy's own completions are scored", "warning")
         batches += _prompt_batches(job, policy, recipe, prompts, make_rater(job, judge))
-        n_cut = sum(policy.is_too_long(_asked(p.text), recipe.max_new_tokens) for p in prompts) if prompts else None
+        n_cut = (
+            sum(policy.model.is_too_long(policy.asked(p.text), recipe.max_new_tokens) for p in prompts)
+            if prompts
+            else None
+        )
     if not batches:
         raise Invalid(
             "Nothing to score: a reward model needs pairs; a policy a reference for them, or prompts to answer."
@@ -135,11 +154,15 @@ def _reward_scores(scorer: RewardScorer, texts: list[tuple[str, str]]) -> list[f
     return scorer.score([_asked(prompt) for prompt, _ in texts], [text for _, text in texts])
 
 
-def _implicit_rewards(policy: LocalModel, reference: LocalModel, texts: list[tuple[str, str]]) -> list[float]:
+def _implicit_rewards(policy: Policy, reference: Policy, texts: list[tuple[str, str]]) -> list[float]:
     """log π − log π_ref of each text with its end token, as DPO is trained."""
-    end = policy.tokenizer.eos_token or ""
-    asked = [(_asked(prompt), [_fitting(policy, text) + end]) for prompt, text in texts]
-    of_policy, of_reference = policy.log_probs_of(asked), reference.log_probs_of(asked)
+    end = policy.model.tokenizer.eos_token or ""
+
+    def read(by: Policy) -> list[list[float]]:
+        asked = [(by.asked(prompt), [_fitting(policy.model, text) + end]) for prompt, text in texts]
+        return by.model.log_probs_of(asked)
+
+    of_policy, of_reference = read(policy), read(reference)
     return [a[0] - b[0] for a, b in zip(of_policy, of_reference, strict=True)]
 
 
@@ -150,15 +173,16 @@ def _fitting(model: LocalModel, text: str) -> str:
     return text if len(ids) <= room else str(model.tokenizer.decode(ids[:room], skip_special_tokens=True))
 
 
-def _is_too_long(model: LocalModel, prompt: str, text: str) -> bool:
-    return model.is_too_long(_asked(prompt), len(model.tokenizer(text, add_special_tokens=False)["input_ids"]) + 1)
+def _is_too_long(policy: Policy, prompt: str, text: str) -> bool:
+    n = len(policy.model.tokenizer(text, add_special_tokens=False)["input_ids"])
+    return policy.model.is_too_long(policy.asked(prompt), n + 1)
 
 
 # --------------------------------------------------------------------------------------------------------- prompts
 
 
 def _prompt_batches(
-    job: Job, policy: LocalModel, recipe: BenchmarkRecipe, prompts: list[SafetyPrompt], rate: Rate | None
+    job: Job, policy: Policy, recipe: BenchmarkRecipe, prompts: list[SafetyPrompt], rate: Rate | None
 ) -> list[Batch]:
     metrics = ["refusal_match"] + ["judged_safe"] * (rate is not None)
     made = []
@@ -171,9 +195,9 @@ def _prompt_batches(
     return made
 
 
-def _answer_prompts(job: Job, policy: LocalModel, piece: list[SafetyPrompt], rate: Rate | None, seed: int) -> list[Row]:
+def _answer_prompts(job: Job, policy: Policy, piece: list[SafetyPrompt], rate: Rate | None, seed: int) -> list[Row]:
     decoding = {"temperature": 0.0, "max_new_tokens": job.recipe.max_new_tokens}
-    found = policy.sample([_asked(prompt.text) for prompt in piece], decoding, seed, job.check)
+    found = policy.model.sample([policy.asked(prompt.text) for prompt in piece], decoding, seed, job.check)
     job.spend(generated_tokens=sum(sample.n_tokens for sample in found))
     ratings = rate([(p.text, s.text) for p, s in zip(piece, found, strict=True)]) if rate else [None] * len(piece)
     rows = []

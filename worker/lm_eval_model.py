@@ -3,11 +3,12 @@
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from app.checkpoints.arms import put_before
 from app.runs.recipe import sha256_of
 
 os.environ.setdefault("TQDM_DISABLE", "1")
@@ -59,15 +60,20 @@ def load_tasks(names: list[str], folder: Path, num_fewshot: int) -> dict[str, Co
 
 
 def read_items(
-    lm: WatchedLM, tasks: dict[str, ConfigurableTask], limit: int | None, use_chat_template: bool
-) -> list[Item]:
-    """Every item of every task with its requests, as lm-eval builds them."""
+    lm: WatchedLM, tasks: dict[str, ConfigurableTask], limit: int | None, use_chat_template: bool,
+    preamble: Sequence[dict[str, str]] = (),
+) -> list[Item]:  # fmt: skip
+    """Every item of every task with its requests, as lm-eval builds them; the preamble stands before each chat."""
     items: list[Item] = []
+
+    def render(chat: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        return str(lm.apply_chat_template(put_before(list(preamble), chat), add_generation_prompt))
+
     for name, task in tasks.items():
         task.build_all_requests(
             limit=limit,
             apply_chat_template=use_chat_template,
-            chat_template=lm.apply_chat_template if use_chat_template else None,
+            chat_template=render if use_chat_template else None,
             tokenizer_name=lm.tokenizer_name if use_chat_template else "",
         )
         of_doc: dict[int, list[Instance]] = {}

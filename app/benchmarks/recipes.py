@@ -6,24 +6,37 @@ from pydantic import Field, model_validator
 from sqlmodel import Session, col, select
 
 from app import __version__
-from app.errors import Conflict
+from app.benchmarks.definitions import DEFINITIONS
+from app.checkpoints.models import Arm
+from app.db import get
+from app.errors import Conflict, Invalid
 from app.pairs.recipes import Split
 from app.runs.models import Run, RunIo
 from app.runs.recipe import Recipe, points_to
 
 
 class BenchmarkRecipe(Recipe):
-    """One checkpoint on one benchmark: an lm-eval task, PKU-SafeRLHF, or strict-format adherence."""
+    """One checkpoint or arm on one benchmark: an lm-eval task, PKU-SafeRLHF, or strict-format adherence.
+
+    An arm is its checkpoint with messages before each prompt, nothing trained; a benchmark decodes in its own way.
+    """
 
     kind: ClassVar[str] = "benchmark"
     aim: ClassVar[str] = "Score a checkpoint on a benchmark"
     main: ClassVar[frozenset[str]] = frozenset(
-        {"checkpoint", "benchmark", "prompt_set", "judge", "reference", "scorer", "limit", "name", "seed"}
+        {"checkpoint", "arm", "benchmark", "prompt_set", "judge", "reference", "scorer", "limit", "name", "seed"}
     )
     queue: ClassVar[str] = "gpu"
     verb: ClassVar[str] = "Score"
 
-    checkpoint: int = points_to("checkpoint", title="Checkpoint")
+    checkpoint: int | None = points_to("checkpoint", title="Checkpoint", default=None)
+    arm: int | None = points_to(
+        "arm",
+        title="Arm",
+        default=None,
+        description="Instead of a checkpoint: its checkpoint with what stands before each prompt, nothing trained.",
+        where={"kind": "checkpoint"},
+    )
     benchmark: Literal["mmlu", "hellaswag", "truthfulqa", "demo_facts", "pku_saferlhf", "strict_format"] = Field(
         ..., title="Benchmark"
     )
@@ -62,26 +75,49 @@ class BenchmarkRecipe(Recipe):
 
     @model_validator(mode="after")
     def _has_what_it_needs(self) -> "BenchmarkRecipe":
+        if (self.checkpoint is None) == (self.arm is None):
+            raise ValueError("choose a checkpoint or an arm, one of the two")
         if self.benchmark == "strict_format" and self.prompt_set is None:
             raise ValueError("strict format needs a prompt set")
         return self
 
+    def subject(self, session: Session) -> tuple[int, list[dict[str, str]]]:
+        """The checkpoint that is scored, and the messages before each prompt. Raises Invalid for an endpoint's arm."""
+        if self.arm is None:
+            return self.checkpoint or 0, []
+        arm = get(session, Arm, self.arm)
+        if arm.checkpoint_id is None:
+            message = (
+                f"“{arm.name}” is not of a checkpoint, and benchmarks read a checkpoint's weights: choose another arm."
+            )
+            raise Invalid(message, {"arm": ["not of a checkpoint"]})
+        return arm.checkpoint_id, arm.preamble
+
     def check(self, session: Session, project_id: int) -> None:
-        """The test split is scored once: another draw from it, after a look at the first, would be a choice on test."""
+        """An arm's preamble goes through the chat template. The test split is scored once: another draw from it, after
+        a look at the first, would be a choice on test."""
+        _, preamble = self.subject(session)
+        if preamble and DEFINITIONS[self.benchmark].kind == "lm_eval" and not self.use_chat_template:
+            message = (
+                "What stands before this arm's prompts goes through the chat template: use it, for all arms compared."
+            )
+            raise Invalid(message, {"use_chat_template": ["this arm needs it"]})
         if self.prompt_set is None or not {"test", "ood"} & set(self.splits):
             return
         runs = select(Run).where(Run.project_id == project_id, Run.kind == self.kind, Run.code_version == __version__)
+        noun, key = ("arm", self.arm) if self.checkpoint is None else ("checkpoint", self.checkpoint)
         of_this = runs.join(RunIo, col(RunIo.run_id) == col(Run.id)).where(
-            RunIo.noun == "checkpoint", RunIo.ref_id == self.checkpoint, col(RunIo.is_output).is_(False)
+            RunIo.noun == noun, RunIo.ref_id == key, col(RunIo.is_output).is_(False)
         )
         for run in session.exec(of_this.where(col(Run.status).in_(["queued", "running", "done"]))).all():
             if measured(run.recipe) == measured(self.stored()):
                 raise Conflict(
-                    f"Run {run.id} has scored this checkpoint on these test prompts already (or is about to), and test "
+                    f"Run {run.id} has scored this {noun} on these test prompts already (or is about to), and test "
                     "is scored once. Read its scores, or choose the split dev."
                 )
 
 
 def measured(recipe: dict[str, Any]) -> dict[str, Any]:
-    """What a benchmark's recipe measures, whatever it is called, drawn from or batched by."""
-    return {name: value for name, value in recipe.items() if name not in {"name", "seed", "batch_size"}}
+    """What a benchmark's recipe measures, whatever it is called, drawn from or batched by; fields added since count."""
+    whole = {"arm": None, **recipe}
+    return {name: value for name, value in whole.items() if name not in {"name", "seed", "batch_size"}}

@@ -28,7 +28,7 @@ def find_or_make_arm(
         row = get(session, Checkpoint, checkpoint)
         _check_project(row.project_id, project_id, "checkpoint", checkpoint)
         arm.checkpoint_id, arm.seed, arm.name = row.id, row.seed, row.name
-        arm.method = "in_context" if preamble and row.method == "base" else row.method
+        arm.method = "in_context" if preamble and row.method in {"base", "imported"} else row.method
     else:
         server = get(session, Endpoint, endpoint or 0)
         _check_project(server.project_id, project_id, "endpoint", endpoint or 0)
