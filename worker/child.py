@@ -35,6 +35,7 @@ KINDS = {
     "revise": "worker.revise:revise_completions",
     "hand_over": "worker.hand_over:hand_over",
     "best_of": "worker.hand_over:keep_best",
+    "in_context": "worker.in_context:make_in_context",
     "snapshot": "worker.snapshot:freeze_snapshot",
     "sft": "worker.sft:train_sft",
     "reward": "worker.reward:train_reward",

@@ -15,7 +15,7 @@ from app.pairs.recipes import GenerateRecipe
 from app.prompts.recipes import CheckPromptsRecipe, ImportPairsRecipe, ImportPromptsRecipe
 from app.review.card_recipes import CardRecipe
 from app.review.recipes import AuditRecipe
-from app.revising.recipes import BestOfRecipe, HandOverRecipe, RedTeamRecipe, ReviseRecipe
+from app.revising.recipes import BestOfRecipe, HandOverRecipe, InContextRecipe, RedTeamRecipe, ReviseRecipe
 from app.runs.recipe import Recipe
 from app.training.recipes import (
     DemoBaseRecipe,
@@ -36,7 +36,7 @@ RECIPES: dict[str, type[Recipe]] = {
         ImportPromptsRecipe, ImportPairsRecipe, ImportAnnotationsRecipe, ImportCheckpointRecipe, NewEndpointRecipe,
         CheckPromptsRecipe, DemoBaseRecipe, ExportRecipe,
         GenerateRecipe, NewJudgeRecipe, JudgeRecipe, RateRecipe, AuditRecipe, CardRecipe, SnapshotRecipe,
-        RedTeamRecipe, ReviseRecipe, HandOverRecipe, BestOfRecipe,
+        RedTeamRecipe, ReviseRecipe, HandOverRecipe, BestOfRecipe, InContextRecipe,
         SftRecipe, RewardRecipe, DpoRecipe, SimpoRecipe, KtoRecipe, PpoRecipe, GrpoRecipe, RlooRecipe,
         BenchmarkRecipe, GradingRecipe,
     )

@@ -1,10 +1,10 @@
 """Alignment in context: a constitution as the system message, accepted revisions as demonstrations, nothing trained."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, ValidationError, model_validator
 from sqlmodel import Session, col, select
 from starlette.datastructures import FormData, QueryParams
 
@@ -16,38 +16,23 @@ from app.db import get
 from app.errors import Invalid, NotFound
 from app.html import FormField, read_form, recipe_form
 from app.pairs.models import Completion
-from app.pairs.recipes import Decoding
 from app.prompts.models import Prompt
 from app.revising.models import Revision, RevisionSet
+from app.revising.recipes import InContextFields
 from app.runs.queue import check_reference
-from app.runs.recipe import check_text, noun_of, points_to
+from app.runs.recipe import check_text, noun_of
 
 
-class InContextForm(BaseModel):
-    """An arm that follows a constitution because it is told to."""
+class InContextForm(InContextFields):
+    """The form on a constitution's page."""
 
     model_config = ConfigDict(extra="forbid")
-
-    checkpoint: int | None = points_to("checkpoint", title="Checkpoint", default=None, where={"role": "policy"})
-    endpoint: int | None = points_to("endpoint", title="Endpoint", default=None)
-    revision_set: int | None = points_to(
-        "revision_set", title="Demonstrations from", default=None,
-        description="Accepted revisions of train prompts, in the set’s order, stand before each prompt.",
-    )  # fmt: skip
-    n_shown: int = Field(3, ge=0, le=50, title="Demonstrations")
-    decoding: Decoding = Field(Decoding(), title="Decoding")
 
     @model_validator(mode="before")
     @classmethod
     def _is_storable(cls, values: Any) -> Any:
         check_text(values)
         return values
-
-    @model_validator(mode="after")
-    def _has_a_writer(self) -> "InContextForm":
-        if (self.checkpoint is None) == (self.endpoint is None):
-            raise ValueError("choose a checkpoint or an endpoint, one of the two")
-        return self
 
 
 @dataclass
@@ -99,21 +84,29 @@ def make_in_context_arm(session: Session, project_id: int, key: int, form: FormD
         value = getattr(wanted, name)
         if noun_of(info) and value is not None:
             check_reference(session, noun_of(info), value, project_id)
+    return build_in_context_arm(session, project_id, constitution, wanted)
+
+
+def build_in_context_arm(
+    session: Session, project_id: int, constitution: Constitution, wanted: InContextFields,
+    few_shot: Sequence[str] = (), name: str = "",
+) -> Arm:  # fmt: skip
+    """The arm of these fields, whose constitution is frozen from now on; raises Invalid."""
     if wanted.checkpoint is not None and get(session, Checkpoint, wanted.checkpoint).role != "policy":
         message = "This checkpoint is a reward model, which writes nothing: choose a policy."
         raise Invalid(message, {"checkpoint": [message]})
-    shown = _demonstrations(session, wanted)
+    turns = [{"role": "assistant" if n % 2 else "user", "content": text} for n, text in enumerate(few_shot)]
     arm = find_or_make_arm(
         session, project_id, checkpoint=wanted.checkpoint, endpoint=wanted.endpoint,
-        system=as_system_message(constitution, read_principles(session, key)), few_shot=shown,
-        decoding=wanted.decoding.model_dump(),
+        system=as_system_message(constitution, read_principles(session, constitution.id)),
+        few_shot=[*turns, *_demonstrations(session, wanted)], decoding=wanted.decoding.model_dump(), name=name,
     )  # fmt: skip
     session.flush()
     freeze(session, constitution.id)
     return arm
 
 
-def _demonstrations(session: Session, wanted: InContextForm) -> list[dict[str, str]]:
+def _demonstrations(session: Session, wanted: InContextFields) -> list[dict[str, str]]:
     """Questions and what people accepted as their revised answers; only single-turn prompts of the train split."""
     if wanted.revision_set is None or not wanted.n_shown:
         return []

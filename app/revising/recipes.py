@@ -1,14 +1,35 @@
 """Recipes: prompts that attack, critique and revision, handing revisions over, and the best of several completions."""
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 from sqlmodel import Session
 
 from app.pairs.recipes import Decoding, Split
 from app.runs.recipe import Recipe, points_to
 
 POLICY = {"role": "policy"}
+
+
+class InContextFields(BaseModel):
+    """Who follows a constitution in context, and which accepted revisions it is shown."""
+
+    checkpoint: int | None = points_to("checkpoint", title="Checkpoint", default=None, where=POLICY)
+    endpoint: int | None = points_to("endpoint", title="Endpoint", default=None)
+    revision_set: int | None = points_to(
+        "revision_set", title="Demonstrations from", default=None,
+        description="Accepted revisions of train prompts, in the set’s order, stand before each prompt.",
+    )  # fmt: skip
+    n_shown: int = Field(3, ge=0, le=50, title="Demonstrations")
+    decoding: Decoding = Field(Decoding(), title="Decoding")
+
+    @model_validator(mode="after")
+    def _has_a_writer(self) -> Self:
+        if (self.checkpoint is None) == (self.endpoint is None):
+            raise ValueError("choose a checkpoint or an endpoint, one of the two")
+        return self
+
+
 Attack = Literal[
     "role_play", "fiction", "hypothetical", "prefix_injection", "refusal_suppression", "style_injection", "authority",
     "ignore_rules", "low_stakes", "other_side",
@@ -143,3 +164,24 @@ class BestOfRecipe(Recipe):
     arm: int = points_to("arm", title="Arm", description="Whose completions are ranked: several per prompt.")
     reward: int = points_to("checkpoint", title="Reward model", where={"role": "reward"})
     at_most: int | None = Field(None, ge=2, le=1024, title="Completions per prompt at most", description="The n of n.")
+
+
+class InContextRecipe(InContextFields, Recipe):
+    """An arm that trains nothing: a constitution as its system message, examples before each prompt (2312.01552)."""
+
+    kind: ClassVar[str] = "in_context"
+    aim: ClassVar[str] = "Make an arm in context"
+    verb: ClassVar[str] = "Make"
+
+    constitution: int = points_to("constitution", title="Constitution")
+    few_shot: list[str] = Field(
+        [],
+        title="Examples before the prompt",
+        description="What the user says and what the assistant answers, in turn; they come before revisions.",
+    )
+
+    @model_validator(mode="after")
+    def _examples_are_whole(self) -> "InContextRecipe":
+        if len(self.few_shot) % 2:
+            raise ValueError("examples come in twos: what the user says, then what the assistant answers")
+        return self
