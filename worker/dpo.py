@@ -1,7 +1,8 @@
 """Direct preference optimisation and SimPO: our losses (worker/preference_losses.py) on TRL's trainer.
 
-DPO's reference is the starting checkpoint. Its log-probabilities are looked up or, once for all runs against the same
-weights, computed before the first step; no second model is kept in memory while training. SimPO has no reference.
+DPO's reference is the starting checkpoint or, in a later round, one that it was trained from. Its log-probabilities are
+looked up or, once for all runs against the same weights, computed before the first step; no second model is kept in
+memory while training. SimPO has no reference.
 """
 
 from pathlib import Path
@@ -19,8 +20,9 @@ PairRecipe = DpoRecipe | SimpoRecipe
 
 
 def make_trainer(
-    recipe: PairRecipe, seed: int, start: Weights, preferences: Preferences, folder: Path, cache: Cache | None = None
-) -> Any:
+    recipe: PairRecipe, seed: int, start: Weights, preferences: Preferences, folder: Path, cache: Cache | None = None,
+    reference: Weights | None = None,
+) -> Any:  # fmt: skip
     from trl import DPOConfig
 
     from worker.preference_trainer import PreferenceTrainer, SimpoTrainer
@@ -30,6 +32,7 @@ def make_trainer(
     make = PreferenceTrainer if isinstance(recipe, DpoRecipe) else SimpoTrainer
     return make(
         recipe, cache or MemoryCache(),
+        reference=load_trainable(reference, recipe.is_lora, recipe.lora_rank, recipe.dtype) if reference else None,
         model=load_trainable(start, recipe.is_lora, recipe.lora_rank, recipe.dtype),
         args=DPOConfig(
             **offline_arguments(recipe, folder, seed, start, has_dev=bool(preferences.dev)),
@@ -44,12 +47,12 @@ def make_trainer(
 
 def fit_dpo(
     recipe: PairRecipe, seed: int, start: Weights, preferences: Preferences, folder: Path, watch: Watch,
-    cache: Cache | None = None, recorder: Recorder | None = None,
+    cache: Cache | None = None, recorder: Recorder | None = None, reference: Weights | None = None,
 ) -> tuple[Any, Any, dict[str, float]]:  # fmt: skip
     """Returns the trained model, its tokenizer and the last value of every curve."""
     from worker.trl_run import record, run_trainer
 
-    trainer = make_trainer(recipe, seed, start, preferences, folder, cache)
+    trainer = make_trainer(recipe, seed, start, preferences, folder, cache, reference)
     if isinstance(recipe, DpoRecipe):
         n = 2 * (len(preferences.train) + len(preferences.dev))
         watch.log(f"the reference read {trainer.n_reference_passes} of {n} texts; the others were known")
@@ -63,10 +66,14 @@ def _train(job: Job) -> None:
     preferences = preferences_of(job)
     with job.read() as session:
         start = weights_of(session, recipe.start)
-    name = weights_key(start, recipe.dtype)
+        other = getattr(recipe, "reference", recipe.start)  # SimPO has none
+        reference = weights_of(session, other) if other != recipe.start else None
+    name = weights_key(reference or start, recipe.dtype)
     cache = RowCache(job, name) if name else None
     recorder = recorder_of_rows(job, preferences.dev, start)
-    model, tokenizer, curves = fit_dpo(recipe, job.seed, start, preferences, job.folder, job, cache, recorder)
+    model, tokenizer, curves = fit_dpo(
+        recipe, job.seed, start, preferences, job.folder, job, cache, recorder, reference
+    )
     job.spend(labels=len(preferences.train), trained_tokens=curves.get("tokens", 0))
     store_trained(job, model, tokenizer, curves, step=int(curves.get("step", 0)))
 

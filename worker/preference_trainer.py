@@ -31,15 +31,17 @@ class PreferenceTrainer(DPOTrainer):
     """DPO and its kin. `recipe` needs loss, beta, label_smoothing, sft_weight and is_soft.
 
     TRL reads the reference's log-probabilities from the rows (`precompute_ref_log_probs`); they come from `cache`.
+    `reference` is the model that gives those which are not there: None for the start itself.
     """
 
-    def __init__(self, recipe: Any, cache: Cache, **given: Any) -> None:
-        self.recipe, self.cache = recipe, cache
+    def __init__(self, recipe: Any, cache: Cache, reference: Any = None, **given: Any) -> None:
+        self.recipe, self.cache, self.reference = recipe, cache, reference
         self.n_reference_passes = 0  # texts the reference has read in this process
         args, tokenizer = given["args"], given["processing_class"]
         super().__init__(
             data_collator=PreferenceCollator(tokenizer.pad_token_id, max_length=args.max_length), **given
         )  # fmt: skip
+        self.reference = None  # has read its texts: only the policy stays in memory
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -77,10 +79,11 @@ class PreferenceTrainer(DPOTrainer):
         batch = self.data_collator(rows)
         batch.pop("p_chosen")
         batch = {name: value.to(self.accelerator.device) for name, value in batch.items()}
-        was_training = self.model.training
-        self.model.eval()
-        sides = self.compute_ref_log_probs(self.model, batch)
-        self.model.train(was_training)
+        reader = self.model if self.reference is None else self.reference.to(self.accelerator.device)
+        was_training = reader.training
+        reader.eval()
+        sides = self.compute_ref_log_probs(reader, batch)
+        reader.train(was_training)
         lengths = batch["completion_mask"].sum(-1).chunk(2)
         found = {
             both[side]: (float(values[place]), int(lengths[side][place]))

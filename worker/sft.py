@@ -1,4 +1,4 @@
-"""Supervised fine-tuning with TRL: cross-entropy on the chosen completions, none on the prompts."""
+"""Supervised fine-tuning with TRL: cross-entropy on chosen completions or on an arm's, none on the prompts."""
 
 from pathlib import Path
 from typing import Any
@@ -7,6 +7,7 @@ import torch
 
 from app.training.recipes import SftRecipe
 from worker.checkpoints import store_trained, weights_of
+from worker.demonstrations import demonstrations_of
 from worker.job import Job, Watch
 from worker.loading import Weights, load_tokenizer, load_trainable
 from worker.preferences import Preferences, preferences_of
@@ -76,12 +77,13 @@ def fit_sft(
 
 
 def train_sft(job: Job) -> None:
-    """Trains on the recipe's snapshot and stores the checkpoint."""
+    """Trains on the recipe's snapshot or on what its arm wrote, and stores the checkpoint."""
     recipe: SftRecipe = job.recipe
-    preferences = preferences_of(job)
+    preferences = demonstrations_of(job) if recipe.arm is not None else preferences_of(job)
     with job.read() as session:
         start = weights_of(session, recipe.start)
     recorder = recorder_of_rows(job, preferences.dev, start)
     model, tokenizer, curves = fit_sft(recipe, job.seed, start, preferences, job.folder, job, recorder)
-    job.spend(labels=len(preferences.train), trained_tokens=curves.get("tokens", 0))
+    counted = "labels" if recipe.arm is None else "demonstrations"
+    job.spend(**{counted: len(preferences.train)}, trained_tokens=curves.get("tokens", 0))
     store_trained(job, model, tokenizer, curves, step=int(curves.get("step", 0)))

@@ -3,10 +3,15 @@
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
+from sqlmodel import Session
 
+from app.checkpoints.models import Checkpoint
+from app.db import get
+from app.errors import Invalid
 from app.runs.recipe import Recipe, points_to
 
 POLICY = {"role": "policy"}
+LONGEST_LINE = 50  # trainings one after another that are followed back
 SOFT = "Weighs each pair by the judge’s own probability, where it gave one."
 
 
@@ -41,9 +46,9 @@ class TrainingRecipe(Recipe):
     queue: ClassVar[str] = "gpu"
     verb: ClassVar[str] = "Train"
     main: ClassVar[frozenset[str]] = frozenset(
-        {"start", "snapshot", "reference", "reward", "prompt_set", "reward_by", "is_lora", "lr", "epochs", "beta",
-         "gamma_margin", "is_soft", "loss", "iterations", "rollouts", "kl_coef", "steps", "prompts_per_step",
-         "group_size", "name", "seed"}
+        {"start", "snapshot", "arm", "reference", "reward", "prompt_set", "reward_by", "is_lora", "lr", "epochs",
+         "beta", "gamma_margin", "is_soft", "loss", "iterations", "rollouts", "kl_coef", "steps", "prompts_per_step",
+         "group_size", "judge", "constitution", "judge_weight", "budget_usd", "name", "seed"}
     )  # fmt: skip
 
     start: int = points_to("checkpoint", title="Start", description="Training begins from these weights.", where=POLICY)
@@ -97,11 +102,22 @@ class SampledRecipe(OfflineRecipe):
 
 
 class SftRecipe(SampledRecipe):
-    """Supervised fine-tuning on the chosen completions (TRL)."""
+    """Supervised fine-tuning on chosen completions, or on what an arm wrote, such as a stronger teacher (TRL)."""
 
     kind: ClassVar[str] = "sft"
     aim: ClassVar[str] = "Train by SFT"
 
+    snapshot: int | None = points_to(  # type: ignore[assignment]  # the others need one
+        "snapshot", title="Preferences", default=None, description="A frozen file, of which the chosen are copied."
+    )
+    arm: int | None = points_to(
+        "arm", title="Arm", default=None,
+        description="Instead of preferences: what it wrote is copied. What was cut off is left out.",
+    )  # fmt: skip
+    prompt_set: int | None = points_to(
+        "prompt_set", title="Prompts", default=None, description="For an arm: trains on train, measures on dev."
+    )
+    samples: int = Field(1, ge=1, le=64, title="Completions per prompt at most", description="An arm's first ones.")
     is_packed: bool = Field(
         False, title="Pack texts", description="Several texts share a row up to the longest length; none sees another."
     )
@@ -109,6 +125,14 @@ class SftRecipe(SampledRecipe):
         "own", title="Template",
         description="sawyer adds the tokens <query>, <response> and <pad>, and a template of them; full training only.",
     )  # fmt: skip
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> "SftRecipe":
+        if (self.snapshot is None) == (self.arm is None):
+            raise ValueError("choose preferences or an arm, one of the two")
+        if (self.arm is None) != (self.prompt_set is None):
+            raise ValueError("choose prompts exactly when an arm's completions are copied")
+        return self
 
     @model_validator(mode="after")
     def _new_tokens_are_trained(self) -> "SftRecipe":
@@ -159,6 +183,30 @@ class DpoRecipe(ReferenceRecipe, SampledRecipe):
     is_soft: bool = Field(False, title="Soft labels", description=SOFT)
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, title="Label smoothing", description="The share thought wrong.")
     sft_weight: float = Field(0.0, ge=0, le=100, title="Weight of an added SFT term", description="0 is the pure loss.")
+    is_later_round: bool = Field(
+        False, title="A later round",
+        description="The reference may then be a checkpoint that the start was trained from: where the rounds began.",
+    )  # fmt: skip
+
+    @model_validator(mode="after")
+    def _reference_is_start(self) -> "DpoRecipe":
+        if self.reference != self.start and not self.is_later_round:
+            raise ValueError(
+                "the reference must be the starting checkpoint, so that the KL begins at zero; only a later round may "
+                "be held to where the rounds began"
+            )
+        return self
+
+    def check(self, session: Session, project_id: int) -> None:
+        """Raises Invalid where the reference is none of those that the start was trained from."""
+        key: int | None = self.start
+        for _ in range(LONGEST_LINE):
+            if key is None or key == self.reference:
+                break
+            key = get(session, Checkpoint, key).parent_id
+        if key != self.reference:
+            message = "The reference is neither the starting checkpoint nor one that it was trained from."
+            raise Invalid(message, {"reference": [message]})
 
     @model_validator(mode="after")
     def _robust_is_hard(self) -> "DpoRecipe":
@@ -209,6 +257,38 @@ class OnlineRecipe(ReferenceRecipe):
     sample_every: int = Field(10, ge=1, title="Sample dev prompts every … steps")
     held_out: int | None = watcher()
     reward: int | None = None
+    judge: int | None = points_to(
+        "judge", title="Judge", default=None,
+        description="Scores each completion from 1 to 10 by the constitution: an endpoint or a local checkpoint.",
+    )  # fmt: skip
+    constitution: int | None = points_to(
+        "constitution", title="Constitution", default=None, description="The judge’s rubric."
+    )
+    judge_weight: float = Field(
+        1.0, ge=0, le=1000, title="Weight of the judge", description="Its score of 1 to 10 becomes 0 to 1, times this."
+    )
+    with_reason: bool = Field(False, title="Ask the judge for a reason")
+    judge_max_tokens: int = Field(700, ge=1, le=32768, title="Tokens a judge’s answer may have")
+    concurrency: int = Field(32, ge=1, le=256, title="Calls in flight")
+    max_tries: int = Field(5, ge=1, le=20, title="Tries per call")
+    timeout_s: float = Field(120, gt=0, le=3600, title="Seconds a try may take")
+    budget_usd: float | None = Field(
+        None, ge=0, title="Stop at this cost in US dollars", description="Of the judge’s calls."
+    )
+    max_null: float = Field(
+        0.5, ge=0, le=1, title="Stop when more than this share of scores is unreadable",
+        description="A completion without a score teaches nothing; the curve “unreadable” counts them.",
+    )  # fmt: skip
+
+    @model_validator(mode="after")
+    def _judge_has_a_rubric(self) -> "OnlineRecipe":
+        if (self.judge is None) != (self.constitution is None):
+            raise ValueError("a judge scores by a constitution: choose both, or neither")
+        return self
+
+    def check(self, session: Session, project_id: int) -> None:
+        if self.judge is not None and self.constitution is not None:
+            check_rater(session, self.judge, self.constitution)
 
     @model_validator(mode="after")
     def _watcher_does_not_train(self) -> "OnlineRecipe":
@@ -225,7 +305,7 @@ class PpoRecipe(OnlineRecipe):
 
     reward: int | None = points_to(
         "checkpoint", title="Reward model", default=None, where={"role": "reward"},
-        description="May be left out where the rule rewards.",
+        description="May be left out where the rule or a judge rewards.",
     )  # fmt: skip
     reward_weight: float = Field(1.0, ge=0, le=1000, title="Weight of the reward model")
     rule_weight: float = Field(
@@ -254,8 +334,9 @@ class PpoRecipe(OnlineRecipe):
 
     @model_validator(mode="after")
     def _has_reward(self) -> "PpoRecipe":
-        if (self.reward is None or not self.reward_weight) and not self.rule_weight:
-            raise ValueError("nothing rewards: choose a reward model, or give the rule a weight")
+        is_judged = self.judge is not None and self.judge_weight > 0
+        if (self.reward is None or not self.reward_weight) and not self.rule_weight and not is_judged:
+            raise ValueError("nothing rewards: choose a reward model or a judge, or give the rule a weight")
         return self
 
     @model_validator(mode="after")
@@ -266,12 +347,14 @@ class PpoRecipe(OnlineRecipe):
 
 
 class GroupRecipe(OnlineRecipe):
-    """Several completions a prompt, compared with each other; rewarded by the rule or by a reward model."""
+    """Several completions a prompt, compared with each other; rewarded by the rule, a reward model, a judge or a mix."""
 
-    reward_by: Literal["rule", "reward_model"] = Field(
-        "rule", title="Rewarded by", description="The rule reads gold answers: an oracle."
+    reward_by: Literal["rule", "reward_model", "judge", "mix"] = Field(
+        "rule", title="Rewarded by", description="The rule reads gold answers: an oracle. A mix adds what has a weight."
     )
     reward: int | None = points_to("checkpoint", title="Reward model", default=None, where={"role": "reward"})
+    reward_weight: float = Field(1.0, ge=0, le=1000, title="Weight of the reward model")
+    rule_weight: float = Field(1.0, ge=0, le=1000, title="Weight of the rule", description="0 to 1 times this.")
     flip_rate: float = Field(
         0.0, ge=0, le=0.5, title="Share of the rule's rewards that are turned round", description="An oracle's errors."
     )
@@ -284,8 +367,18 @@ class GroupRecipe(OnlineRecipe):
 
     @model_validator(mode="after")
     def _has_reward(self) -> "GroupRecipe":
-        if (self.reward_by == "reward_model") != (self.reward is not None):
-            raise ValueError("choose a reward model exactly when it is what rewards")
+        given = {"reward_model": self.reward, "judge": self.judge}
+        if self.reward_by == "mix":
+            weights = {"reward_model": self.reward_weight, "judge": self.judge_weight}
+            parts = [name for name, key in given.items() if key is not None and weights[name]]
+            if len(parts) + (self.rule_weight > 0) < 2:
+                raise ValueError("a mix needs two parts: of a reward model, a judge and a weight of the rule")
+            return self
+        for name, key in given.items():
+            if (self.reward_by == name) != (key is not None):
+                raise ValueError(f"choose a {name.replace('_', ' ')} exactly when it is what rewards")
+        if not {"rule": self.rule_weight, "reward_model": self.reward_weight, "judge": self.judge_weight}[self.reward_by]:
+            raise ValueError("nothing rewards: give it a weight above 0")
         return self
 
 

@@ -121,6 +121,8 @@ def retrain(session: Session, run: Run, account_id: int) -> Run:
         raise Invalid(
             f"A {run.kind} run reads no preferences itself: train what it starts from, or its reward model, again."
         )
+    if run.recipe.get("snapshot") is None:
+        raise Invalid("This run copied what an arm wrote: no label was part of it.")
     old = get(session, Snapshot, int(run.recipe["snapshot"]))
     if not count_changed_labels(session, old):
         raise Conflict("No label of its snapshot has changed since: there is nothing new to train on.")
