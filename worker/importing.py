@@ -53,6 +53,8 @@ class Rejects:
         with self.job.write() as session:
             session.execute(sa.delete(RejectedRow).where(col(RejectedRow.run_id) == self.job.run_id))
             session.add_all(RejectedRow(run_id=self.job.run_id, line=one.line, reason=one.reason) for one in self.rows)
+        if self.n:
+            self.job.progress(n_good, n_good + self.n, "rows that can be used")
         first = "; ".join(f"line {one.line}: {one.reason}" for one in self.rows[:3])
         if not n_good:
             raise Invalid(f"No row can be used. {first or 'The file is empty: choose another one.'}")

@@ -6,7 +6,7 @@ also without ties. Intervals resample prompts. Sources stand with each coefficie
 
 import itertools
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ from app.stats.scores import ScoreAgreement, score_agreement
 ALL, READABLE, DECIDED = "all items, unreadable = disagreement", "readable only", "readable, without ties"
 TWICE = "all items, unreadable twice = the same"  # only of one annotator's two orders: it did the same both times
 MOST_PAIRS = 30  # of two people, told one by one
+TOO_FEW = 20  # labels, below which a page warns of a figure
 FEWEST_SHARED = 20  # items, below which two people are not told one by one
 MOST_CATEGORIES = 40
 FEW_PEOPLE = 6
@@ -50,7 +51,7 @@ class Line:
     raw: Interval | None
     half: float | None  # agreement where a tie on one side alone counts one half; of pairs
     kappa: Interval | None  # Cohen's; with unreadable as a label of its own in the first line
-    alpha: Interval | None  # Krippendorff's at the set's own level
+    alpha: Interval | None  # Krippendorff's at the set's own level; each pair of labels is a unit of its own
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,8 @@ def compare(labelled: Labelled, one: str, other: str) -> Comparison:
     names = side_names(labelled)
     paired = pair_labels(labelled, one, other)
     return Comparison(
-        names[one], names[other], _lines(labelled, paired, _is_own(one, other)), _scores(labelled, paired),
-        paired.n_split, paired.n_unlabelled,
+        names[one], names[other], _lines(labelled, paired, _is_own(one, other), one == other),
+        _scores(labelled, paired), paired.n_split, paired.n_unlabelled,
     )  # fmt: skip
 
 
@@ -105,8 +106,9 @@ def compare_categories(labelled: Labelled, one: str, other: str) -> dict[str, Co
     for category in categories:
         kept = _chosen(paired, [i for i, name in enumerate(paired.categories) if name == category])
         found[category or "none"] = Comparison(
-            names[one], names[other], _lines(labelled, kept, _is_own(one, other)), _scores(labelled, kept), 0, 0
-        )
+            names[one], names[other], _lines(labelled, kept, _is_own(one, other), one == other),
+            _scores(labelled, kept), 0, 0,
+        )  # fmt: skip
     return found
 
 
@@ -161,6 +163,8 @@ def _wanted(labelled: Labelled) -> list[tuple[str, str, str]]:
     twice = [name for name in labelled.judges if labelled.places.get(name, 0) > 1]
     side = "people" if len(labelled.people) > 1 else f"*:{labelled.people[0]}" if labelled.people else ""
     wanted: list[tuple[str, str, str]] = []
+    if side == "people":
+        wanted.append(("people among themselves", side, side))
     if side:
         wanted += [("judge and people", side, judge) for judge in judges]
         wanted += [("judge and people, one order", side, f"{place}:{name}") for name in twice for place in (0, 1)]
@@ -295,7 +299,9 @@ def _is_own(one: str, other: str) -> bool:
     return ":" in one and one.partition(":")[2] == other.partition(":")[2]
 
 
-def _lines(labelled: Labelled, paired: Paired, is_own: bool = False) -> list[Line]:
+def _lines(labelled: Labelled, paired: Paired, is_own: bool = False, is_same: bool = False) -> list[Line]:
+    """Each way to count. One side with itself has raw agreement alone: which of two labels stands first is the file's
+    chance, and κ would hang on it; α counts each item once, with all its labels, in among_people."""
     readable = [i for i in range(len(paired.one)) if paired.one[i] is not None and paired.other[i] is not None]
     lines = [_line(labelled, ALL, paired), _line(labelled, READABLE, _chosen(paired, readable))]
     if labelled.is_pairwise:
@@ -303,7 +309,7 @@ def _lines(labelled: Labelled, paired: Paired, is_own: bool = False) -> list[Lin
         lines.append(_line(labelled, DECIDED, _chosen(paired, decided)))
     if is_own and None in paired.one and None in paired.other:
         lines.append(_line(labelled, TWICE, paired))
-    return lines
+    return [replace(line, kappa=None, alpha=None) for line in lines] if is_same else lines
 
 
 def _line(labelled: Labelled, name: str, paired: Paired) -> Line:

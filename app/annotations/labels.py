@@ -5,6 +5,7 @@ item, "longer" the longer text, "*:NAME" every label of one annotator, "0:NAME" 
 (for a judge that saw both orders, place 0 is the item's own order, place 1 the other one, turned back).
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -116,7 +117,7 @@ def side_names(labelled: Labelled) -> dict[str, str]:
         sides["people"] = "people, each label"
         if not labelled.is_score:
             sides["majority"] = "people’s majority"
-    for name in [*labelled.people, *labelled.judges]:
+    for name in [*sorted(labelled.judges, key=_natural), *sorted(labelled.people, key=_natural)]:
         sides[f"*:{name}"] = name
         if labelled.places.get(name, 0) > 1:
             orders = ("own order", "other order") if name in labelled.judges else ("first label", "second label")
@@ -124,6 +125,11 @@ def side_names(labelled: Labelled) -> dict[str, str]:
     if labelled.has_lengths:
         sides["longer"] = "prefers the longer text"
     return sides
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sorts “vote 2” before “vote 10”."""
+    return [(int(part), "") if part.isdecimal() else (-1, part.casefold()) for part in re.split(r"(\d+)", name)]
 
 
 def pair_labels(labelled: Labelled, one: str, other: str) -> Paired:

@@ -34,7 +34,10 @@ class ImportAnnotationsRecipe(Recipe):
         "auto", title="Layout", description="rows: name the fields below. The others know a data set's own files."
     )
     scale: Literal["auto", "pairwise3", "pairwise5", "categorical", "score"] = Field(
-        "auto", title="Kind of label", description="pairwise3: a, b, tie. pairwise5: with “slightly” between."
+        "auto",
+        title="Kind of label",
+        description="pairwise3: a, b or tie of two. pairwise5: also slightly a, slightly b. categorical: one of "
+        "several words. score: a number.",
     )
     item_fields: list[str] = Field(
         [], title="Fields that name the item", description="Together they tell one item from another."
@@ -76,7 +79,9 @@ class ImportAnnotationsRecipe(Recipe):
     completion_field: str = Field("", title="Field of the single completion")
     source: str = Field("", max_length=500, title="Source")
     licence: str = Field("", max_length=120, title="Licence")
-    limit: int | None = Field(None, ge=1, title="At most this many rows")
+    limit: int | None = Field(
+        None, ge=1, title="At most this many usable rows", description="Refused rows do not count."
+    )
     may_reject: bool = Field(
         False, title="Import the good rows although some are bad", description="Otherwise one bad row stops the import."
     )

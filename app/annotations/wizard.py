@@ -11,12 +11,13 @@ from app.annotations.looking import FIRST, TARGETS, Look, look
 from app.checkpoints.models import Checkpoint
 from app.checkpoints.rendering import NoTemplate, render_chat
 from app.db import Db
-from app.errors import Invalid
+from app.errors import Conflict, Invalid
 from app.html import html, read_form, recipe_form
 from app.projects.access import Member, Researcher
 from app.prompts.routes import import_page
 from app.prompts.uploads import Received, store_upload
 from app.runs.queue import launch, new_form_key
+from app.runs.routes import count_refused, project_run
 
 router = APIRouter()
 
@@ -37,7 +38,7 @@ def receive(request: Request, form: Received, member: Researcher, session: Db) -
         text = form.get("text")
         return import_page(
             request, session, member, what, read_form(TARGETS[what], form), error.fields or {"": [error.message]},
-            text if isinstance(text, str) else "",
+            text if isinstance(text, str) else "", target="annotations" if target == "annotations" else "",
         )  # fmt: skip
     query = {"path": sent.values["path"], "format": str(form.get("format") or "auto")}
     query |= {name: str(form.get(name)) for name in COMMON if form.get(name)}
@@ -119,7 +120,7 @@ def _shown(draft: Any, checkpoint: Checkpoint | None) -> dict[str, Any]:
 
 def _said(one: Any) -> str:
     if one.reason:
-        return f"NULL ({one.reason[:80]})"
+        return f"unreadable ({one.reason[:80]})"
     return str(one.label if one.label is not None else one.value)
 
 
@@ -141,4 +142,18 @@ def start_import(request: Request, form: Received, member: Researcher, session: 
     recipe = TARGETS[target].model_validate(found.values)
     key = str(form.get("form_key") or new_form_key())[:64]
     run = launch(session, recipe, project_id=member.project.id, account_id=member.account.id, form_key=key)
+    return RedirectResponse(f"/p/{member.project.slug}/runs/{run.id}", status_code=303)
+
+
+@router.post("/p/{project}/import/without/{run_id}")
+def import_without_bad_rows(member: Researcher, session: Db, run_id: int) -> Response:
+    """Launches a failed import once more, its bad rows left out; pressed twice it is one run."""
+    failed = project_run(session, member, run_id)
+    if not count_refused(session, failed):
+        raise Conflict(f"Run {run_id} did not fail for bad rows among good ones: open it to see what is in the way.")
+    values = {name: value for name, value in failed.recipe.items() if name != "kind"}
+    recipe = TARGETS[failed.kind.removeprefix("import_")].model_validate({**values, "may_reject": True})
+    run = launch(
+        session, recipe, project_id=member.project.id, account_id=member.account.id, form_key=f"without-{failed.id}"
+    )
     return RedirectResponse(f"/p/{member.project.slug}/runs/{run.id}", status_code=303)

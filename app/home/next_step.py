@@ -83,7 +83,7 @@ def _labels(session: Session, project: Project, root: str) -> Iterator[NextStep]
         demo = f"{root}/experiments/new?file=demo"
         text = "Nothing is here yet. The demo runs the whole study on a tiny model in minutes."
         yield NextStep(text, "Start the demo", demo)
-        yield NextStep("Or bring prompts of your own.", "Import prompts", _new(root, "import_prompts"))
+        yield NextStep("Or bring prompts of your own.", "Import prompts", f"{root}/prompts/import")
     elif base is None:
         text = "There is no base model yet: a Hugging Face id or a folder on this server."
         yield NextStep(text, "Import a checkpoint", _new(root, "import_checkpoint"))

@@ -34,7 +34,9 @@ class ImportPromptsRecipe(Recipe):
     )
     source: str = Field("", title="Source")
     licence: str = Field("", title="Licence")
-    limit: int | None = Field(None, ge=1, title="At most this many rows")
+    limit: int | None = Field(
+        None, ge=1, title="At most this many usable rows", description="Refused rows do not count."
+    )
     max_chars: int | None = Field(None, ge=1, title="Leave out prompts longer than this many characters")
     dev_share: float = Field(0.1, ge=0, le=0.9, title="Share of groups in dev")
     test_share: float = Field(0.2, ge=0, le=0.9, title="Share of groups in test")
@@ -79,7 +81,9 @@ class ImportPairsRecipe(Recipe):
     labeller: str = Field("imported labels", title="Name of the labels", min_length=1, max_length=120)
     source: str = Field("", title="Source")
     licence: str = Field("", title="Licence")
-    limit: int | None = Field(None, ge=1, title="At most this many rows")
+    limit: int | None = Field(
+        None, ge=1, title="At most this many usable rows", description="Refused rows do not count."
+    )
     max_chars: int | None = Field(None, ge=1, title="Leave out rows whose texts are longer than this")
     dev_share: float = Field(0.1, ge=0, le=0.9, title="Share of prompts in dev")
     test_share: float = Field(0.2, ge=0, le=0.9, title="Share of prompts in test")

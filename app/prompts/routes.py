@@ -166,17 +166,18 @@ for _fmt in FORMATS:
 
 def import_page(
     request: Request, session: Session, member: Member, what: str, values: dict[str, Any],
-    errors: dict[str, list[str]], text: str = "", form_key: str = "",
+    errors: dict[str, list[str]], text: str = "", form_key: str = "", target: str = "",
 ) -> Response:  # fmt: skip
-    """The form: a file, pasted text or a path, and what the recipe leaves open."""
+    """The form: a file, pasted text or a path, and what the recipe leaves open. Another target is only looked at."""
     recipe = IMPORTS[what]
     fields = [
         f for f in recipe_form(session, recipe, member.project.id, values, errors) if f.name not in {"shipped", "seed"}
     ]
     known = {f.name for f in fields} | {"file", "text"}
     return html(
-        request, "prompts/import.html", 422 if errors else 200, title=f"Import {what}", what=what, fields=fields,
-        errors=errors, general=[m for name, ms in errors.items() if name not in known for m in ms], text=text,
+        request, "prompts/import.html", 422 if errors else 200, title=f"Import {target or what}", what=what,
+        target=target or what, fields=fields, errors=errors,
+        general=[m for name, ms in errors.items() if name not in known for m in ms], text=text,
         form_key=form_key or new_form_key(),
     )  # fmt: skip
 
@@ -209,7 +210,8 @@ def launch_import(session: Session, member: Member, what: str, form: Any) -> Run
 @router.get("/p/{project}/prompts/import")
 def new_import(request: Request, member: Researcher, session: Db) -> Response:
     """The form of an import of prompts."""
-    return import_page(request, session, member, "prompts", dict(request.query_params), {})
+    target = "annotations" if request.query_params.get("target") == "annotations" else ""
+    return import_page(request, session, member, "prompts", dict(request.query_params), {}, target=target)
 
 
 @router.post("/p/{project}/prompts/import")

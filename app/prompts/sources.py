@@ -34,8 +34,8 @@ def list_arrow(folder: Path) -> list[Path]:
         state = one / "state.json"
         if not state.is_file():
             message = (
-                f"{folder.name} is no regular file, and no folder that `datasets` saved: it has no {state.name}. Give "
-                "a file, or such a folder."
+                f"{folder.name} is no regular file, and no folder that the library datasets saved: it has no "
+                f"{state.name}. Give a file, or such a folder."
             )
             raise Invalid(message, {"path": [message]})
         listed = json.loads(state.read_text(encoding="utf-8")).get("_data_files", [])

@@ -32,8 +32,8 @@ PAGES = {
     "constitution": "constitutions", "grading": "grade", "arm": "checkpoints/arms", "benchmark": "benchmarks",
 }  # fmt: skip
 PANELS = {
-    "import_prompts", "import_pairs", "generate", "judge", "sft", "reward", "dpo", "simpo", "kto", "ppo", "grpo",
-    "rloo", "benchmark", "grading", "export",
+    "import_prompts", "import_pairs", "import_annotations", "generate", "judge", "sft", "reward", "dpo", "simpo", "kto",
+    "ppo", "grpo", "rloo", "benchmark", "grading", "export",
 }  # fmt: skip
 
 
@@ -109,6 +109,15 @@ def seconds_left(run: Run) -> float | None:
     return (run.total - run.done) / rate if rate and run.status == "running" and run.total > run.done else None
 
 
+def count_refused(session: Session, run: Run) -> int:
+    """The bad rows that alone stopped an import: without them it would go through. 0 for any other run."""
+    if run.status != "failed" or run.recipe.get("may_reject") is not False or not 0 < run.done < run.total:
+        return 0
+    rejected = SQLModel.metadata.tables["rejected_row"].c
+    is_stored = session.execute(sa.select(rejected.id).where(rejected.run_id == run.id).limit(1)).first()
+    return run.total - run.done if is_stored else 0
+
+
 def _links(session: Session, member: Member, run: Run) -> dict[bool, list[dict[str, Any]]]:
     links: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
     for row in session.exec(select(RunIo).where(RunIo.run_id == run.id).order_by(col(RunIo.id))).all():
@@ -141,7 +150,10 @@ def _progress(session: Session, run: Run) -> dict[str, Any]:
     lines = session.exec(
         select(LogLine).where(LogLine.run_id == run.id).order_by(col(LogLine.id).desc()).limit(30)
     ).all()
-    return {"log_lines": list(reversed(lines)), "left": seconds_left(run), "rate": rate_of(run)}
+    return {
+        "log_lines": list(reversed(lines)), "left": seconds_left(run), "rate": rate_of(run),
+        "n_refused": count_refused(session, run),
+    }  # fmt: skip
 
 
 @router.get("/p/{project}/runs/{run_id}/progress")

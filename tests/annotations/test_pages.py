@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import re
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 from sqlmodel import col, select
 from starlette.testclient import TestClient
 
-from app.annotations.agreement import compare, figures
+from app.annotations.agreement import DECIDED, compare, figures
 from app.annotations.labels import read_labelled
 from app.annotations.models import Annotation, AnnotationSet
 from app.db import get, reading, transaction
@@ -60,7 +62,7 @@ def test_from_import_to_figures(client: TestClient, project: Project, tmp_path: 
     for words in (
         "Imported annotations: 36 items", "all items, unreadable = disagreement", "readable only", "people’s majority",
         "Fleiss", "prefers the longer text", "order consistency", "two people: ann – bob", "passes", "ε = 0.2",
-        "topic 1",
+        "topic 1", "people among themselves", "which of two is better, or a tie",
     ):  # fmt: skip
         assert words in page.text, words
     chosen = client.get(f"{root}/{set_id}", params={"one": "*:ann", "other": "0:gpt-4", "epsilon": 0})
@@ -81,6 +83,49 @@ def test_from_import_to_figures(client: TestClient, project: Project, tmp_path: 
         "omega",
         "a and a",
     }
+
+
+def test_what_is_compared_is_chosen_by_links_at_the_top(client: TestClient, project: Project, tmp_path: Path) -> None:
+    set_id = brought_in(project, votes(tmp_path), **VOTES)
+    url = f"/p/{project.slug}/annotations/{set_id}"
+    with reading() as session:
+        labelled = read_labelled(session, get(session, AnnotationSet, set_id))
+
+    def opened(query: str) -> tuple[str, list[str], dict[str, str]]:
+        """The heading, what is chosen, and all choices with their links."""
+        page = client.get(url + query).text
+        nav = page.partition('<nav class="choices"')[2].partition("</nav>")[0]
+        links = {words: href for href, words in re.findall(r'<a href="([^"]+)"[^>]*>([^<]+)</a>', nav)}
+        chosen = re.findall(r'aria-current="true">([^<]+)<', nav)
+        heading = re.search(r'id="chosen-title">([^<]+)</h2>(.*?)</dl>', page, re.DOTALL)
+        assert heading
+        return (
+            heading[1] + heading[2],
+            chosen,
+            {words: unescape(href).partition("?")[2] for words, href in links.items()},
+        )
+
+    first, chosen, links = opened("")
+    assert chosen == ["people, each label – gpt-4", "with ties"] and first.startswith("people, each label and gpt-4")
+    everything = compare(labelled, "people", "*:gpt-4").lines[0]
+    assert everything.kappa and f"{everything.kappa.value:.3f}" in first.replace("−", "-")
+    assert set(links) == {*chosen, "people’s majority – gpt-4", "people – people", "without ties"}
+    people, chosen, _ = opened("?" + opened("?" + links["without ties"])[2]["people – people"])
+    assert chosen == ["people – people", "without ties"] and people.startswith("People among themselves")
+    decided = compare(labelled, "people", "people").lines[2]
+    assert decided.raw and decided.name == DECIDED and f"{decided.raw.value:.3f}" in people
+    assert f"n = {decided.n}" in people and "κ" not in people, "neither of two people is the first"
+    other, chosen, _ = opened("?one=*:bob&other=0:gpt-4")
+    assert chosen == ["with ties"] and other.startswith("bob and gpt-4, own order")
+    assert client.get(f"{url}?ties=some").status_code == 422
+    options = re.findall(r"<option value=\"\*:([^\"]+)\"", client.get(url).text)
+    assert options[:4] == ["gpt-4", "ann", "bob", "cyd"]
+
+
+def test_few_labels_carry_a_warning(client: TestClient, project: Project, tmp_path: Path) -> None:
+    few, many = (brought_in(project, votes(tmp_path, n), **VOTES | {"name": f"{n} items"}) for n in (3, 36))
+    pages = [client.get(f"/p/{project.slug}/annotations/{one}").text for one in (few, many)]
+    assert "too few" in pages[0] and "too few" not in pages[1].partition("Everything side by side")[0]
 
 
 def test_unreadable_is_disagreement_and_its_own_line(client: TestClient, project: Project, tmp_path: Path) -> None:

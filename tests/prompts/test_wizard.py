@@ -119,7 +119,7 @@ def test_a_file_is_looked_at_then_imported_as_what_one_chooses(client: TestClien
     text = "\n".join([*map(json.dumps, rows), '{"prompt": "", "chosen": "x", "rejected": "y"}', "no json"])
     sent = {"target": "prompts", "form_key": "w1", "text": text, "format": "jsonl"}
     page = client.post("/p/demo/import/look", data=sent, files={"file": ("", b"")})
-    assert page.status_code == 200 and "Import as preferences" in page.text and "Import as prompts" in page.text
+    assert page.status_code == 200 and "Import as preferences" in page.text and ">prompts</a>" in page.text
     assert "Which is best? 0" in page.text and "no JSON" in page.text
     with reading() as session:
         assert not session.exec(select(Run)).all() and not session.exec(select(PromptSet)).all()
@@ -154,7 +154,7 @@ def test_the_mapping_of_annotations_is_stated_in_the_page(client: TestClient, pr
     mapping = {"item_fields": "thing", "annotator_field": "who", "label_field": "verdict", "scale": "categorical",
                "label_map": "ja = yes\nnein = no", "layout": "rows"}  # fmt: skip
     page = client.get(url, params={"path": str(file), "target": "annotations", **mapping})
-    assert "ann: yes" in page.text and "NULL (no label: vielleicht)" in page.text
+    assert "ann: yes" in page.text and "unreadable (no label: vielleicht)" in page.text
     form = {"path": str(file), "target": "annotations", "as": "annotations", **mapping}
     assert client.post("/p/demo/import/start", data=form, follow_redirects=False).status_code == 303
     assert finish().status == "done"
