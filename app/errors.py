@@ -45,6 +45,12 @@ class Conflict(AppError):
     status_code = 409
 
 
+class TooMany(AppError):
+    """Too often in too short a time: wait."""
+
+    status_code = 429
+
+
 class Unavailable(AppError):
     """A part outside the app (database, broker, endpoint) does not answer just now."""
 

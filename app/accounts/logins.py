@@ -4,19 +4,23 @@ import hashlib
 import secrets
 from datetime import timedelta
 
+import sqlalchemy as sa
 from fastapi import Request
 from pwdlib import PasswordHash
 from sqlmodel import Session, col, select
 
-from app.accounts.models import Account, Login
+from app.accounts.models import Account, Login, LoginFailure
 from app.db import now
-from app.errors import Conflict, Invalid, NotSignedIn
+from app.errors import Conflict, Invalid, NotSignedIn, TooMany
 
 COOKIE = "preflab_session"
 SESSION_DAYS = 30
 LINK_MINUTES = 60
 TOKEN_DAYS = 365
 MIN_PASSWORD = 10
+FAILURE_MINUTES = 5  # wrong passwords count for so long
+MOST_FAILURES = 10  # for one name
+MOST_FROM_ADDRESS = 50  # a whole laboratory may share one
 
 hasher = PasswordHash.recommended()
 
@@ -79,6 +83,34 @@ def check_password(session: Session, name: str, password: str) -> Account:
     if account is None or not account.password_hash or not is_right:
         raise NotSignedIn("This name and password do not go together.")
     return account
+
+
+def _failure_keys(name: str, address: str) -> dict[str, int]:
+    """What failures are counted by, and how many are allowed: the name that is tried, and the address it comes from."""
+    return {hash_secret(f"name {name.strip()}"): MOST_FAILURES, hash_secret(f"address {address}"): MOST_FROM_ADDRESS}
+
+
+def check_pace(session: Session, name: str, address: str) -> None:
+    """Raises TooMany after too many wrong passwords, before another one is looked at: right ones wait, too.
+
+    Every web process counts the same rows. Those being checked at this moment are not counted yet.
+    """
+    since = now() - timedelta(minutes=FAILURE_MINUTES)
+    for key, most in _failure_keys(name, address).items():
+        failed = sa.select(sa.func.count()).where(
+            col(LoginFailure.key_sha256) == key, col(LoginFailure.at) > since
+        )  # fmt: skip
+        if session.execute(failed).scalar_one() >= most:
+            raise TooMany(
+                f"Too many wrong passwords for this name or from this address: wait {FAILURE_MINUTES} minutes, or sign "
+                "in by a one-time link, which whoever runs PrefLab prints (preflab user link NAME)."
+            )
+
+
+def note_failure(session: Session, name: str, address: str) -> None:
+    """Counts a wrong password; failures that no longer count are forgotten."""
+    session.execute(sa.delete(LoginFailure).where(col(LoginFailure.at) <= now() - timedelta(minutes=FAILURE_MINUTES)))
+    session.add_all(LoginFailure(key_sha256=key) for key in _failure_keys(name, address))
 
 
 def use_link(session: Session, secret: str) -> Account:

@@ -2,6 +2,7 @@
 
 from datetime import datetime
 
+import sqlalchemy as sa
 from sqlmodel import Field
 
 from app.db import Row, moment, one_of, ref
@@ -28,3 +29,18 @@ class Login(Row, table=True):
     created_at: datetime = moment(is_now=True)
     expires_at: datetime = moment()
     revoked_at: datetime | None = moment(nullable=True)
+
+
+class LoginFailure(Row, table=True):
+    """A wrong password of the last minutes: one row for the name that was tried, one for the address it came from.
+
+    Only hashes are kept: what stands in the name's field may be a password.
+    """
+
+    __tablename__ = "login_failure"
+    __table_args__ = (
+        sa.Index("ix_login_failure_key_sha256_at", "key_sha256", "at"),
+        sa.Index("ix_login_failure_at", "at"),
+    )
+    key_sha256: str = Field(max_length=64)
+    at: datetime = moment(is_now=True)

@@ -10,16 +10,18 @@ from app.accounts.access import Public, SignedIn
 from app.accounts.logins import (
     COOKIE,
     SESSION_DAYS,
+    check_pace,
     check_password,
     find_login,
     make_login,
+    note_failure,
     revoke,
     use_link,
 )
 from app.accounts.models import Account, Login
 from app.config import settings
 from app.db import Db, now
-from app.errors import NotFound, NotSignedIn
+from app.errors import NotFound, NotSignedIn, TooMany
 from app.html import html
 
 router = APIRouter()
@@ -44,10 +46,22 @@ def log_in(
     password: Annotated[str, Form(max_length=200)], there: Annotated[str, Form(alias="next", max_length=2000)] = "/",
 ) -> Response:  # fmt: skip
     """Signs in with a name and password."""
+    address = request.client.host if request.client else ""
     try:
+        check_pace(session, name, address)
         account = check_password(session, name, password)
-    except NotSignedIn as error:
-        return html(request, "accounts/login.html", 401, title="Sign in", next=there, error=error.message, name=name)
+    except (NotSignedIn, TooMany) as error:
+        if isinstance(error, NotSignedIn):
+            note_failure(session, name, address)
+        return html(
+            request,
+            "accounts/login.html",
+            error.status_code,
+            title="Sign in",
+            next=there,
+            error=error.message,
+            name=name,
+        )
     return _signed_in(session, account, there)
 
 

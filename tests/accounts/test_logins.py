@@ -6,10 +6,12 @@ import pytest
 from sqlmodel import Session, select
 from starlette.testclient import TestClient
 
-from app.accounts.logins import COOKIE, hash_secret, make_account, make_login
-from app.accounts.models import Account, Login
+from app.accounts import logins
+from app.accounts.logins import COOKIE, MOST_FAILURES, hash_secret, make_account, make_login
+from app.accounts.models import Account, Login, LoginFailure
 from app.db import now, reading, transaction
 from app.errors import Conflict, Invalid
+from app.main import create_app
 
 
 @pytest.fixture
@@ -38,6 +40,37 @@ def test_a_password_signs_in_and_logging_out_ends_the_session(anonymous: TestCli
     anonymous.cookies.set(COOKIE, secret)
     again = anonymous.get("/account", follow_redirects=False)
     assert again.status_code == 303 and again.headers["location"].startswith("/login")
+
+
+def wrong(client: TestClient, name: str, n: int) -> set[int]:
+    """The answers to so many wrong passwords."""
+    return {client.post("/login", data={"name": name, "password": "wrong horse"}).status_code for _ in range(n)}
+
+
+def test_guessing_is_slowed_down_for_a_name_and_for_an_address(
+    anonymous: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with transaction() as session:
+        make_account(session, "other", "correct horse")
+    assert wrong(anonymous, "owner", MOST_FAILURES) == {401}
+    right = {"name": "owner", "password": "correct horse"}
+    refused = anonymous.post("/login", data=right)
+    assert refused.status_code == 429 and "wait 5 minutes" in refused.text and "one-time link" in refused.text
+    assert COOKIE not in anonymous.cookies
+    another_process = TestClient(create_app(), base_url="http://localhost")  # what counts is in the database
+    assert another_process.post("/login", data=right).status_code == 429
+    assert anonymous.post("/login", data={**right, "name": "other"}, follow_redirects=False).status_code == 303
+    with transaction() as session:
+        kept = session.exec(select(LoginFailure)).all()
+        assert len(kept) == 2 * MOST_FAILURES, "a refused try neither counts nor lengthens the wait"
+        for one in kept:
+            one.at = now() - timedelta(minutes=6)
+    assert anonymous.post("/login", data=right, follow_redirects=False).status_code == 303
+    assert wrong(anonymous, "nobody", 1) == {401}
+    with reading() as session:
+        assert len(session.exec(select(LoginFailure)).all()) == 2, "old ones are forgotten"
+    monkeypatch.setattr(logins, "MOST_FROM_ADDRESS", 3)
+    assert wrong(anonymous, "a", 1) | wrong(anonymous, "b", 1) == {401} and wrong(anonymous, "c", 1) == {429}
 
 
 @pytest.mark.parametrize("next_", ["//evil.example", "https://evil.example/", "/\\evil.example", "javascript:alert(1)"])
