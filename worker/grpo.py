@@ -1,19 +1,22 @@
-"""GRPO (Shao et al. 2024, 2402.03300) and RLOO (Ahmadian et al. 2024, 2402.14740) with TRL, rewarded by the rule or a
-reward model.
+"""GRPO (Shao et al. 2024, 2402.03300) and RLOO (Ahmadian et al. 2024, 2402.14740) with TRL, rewarded by the rule, a
+reward model, a judge, or a weighted mix of them. TRL leaves a completion without a reward out of its group's mean and
+spread, and gives it no advantage.
 
 Simplified: one update per rollout unless the recipe says more; the reference, kept only where beta is above zero, is
 the starting checkpoint, which TRL loads again from where the policy came from.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from app.training.recipes import GroupRecipe, RlooRecipe
+from worker.bi_encoder import read_scores
 from worker.checkpoints import store_trained, weights_of
 from worker.job import Job, Watch
+from worker.judge_reward import JudgeReward
 from worker.loading import (
     Weights,
     context_of,
@@ -24,17 +27,16 @@ from worker.loading import (
     load_trainable,
     render_prompt,
 )
-from worker.ppo_models import positions
 from worker.recorder import Recorder, recorder_of, told_of
 from worker.rewards import score_text
 from worker.rl_prompts import RlPrompt, prompts_of
 from worker.rollout import end_ids_of, pad_left, sample, seeded
 from worker.saving import is_whole, save_folder, write_model
 
-RewardFunction = Callable[..., list[float]]
+RewardFunction = Callable[..., Sequence[float | None]]
 
 
-def rule_reward(flip_rate: float, seed: int) -> RewardFunction:
+def rule_reward(flip_rate: float, seed: int) -> Callable[..., list[float]]:
     """The rule's score in [0, 1]. An oracle's errors: a share of texts, fixed by hash, has its reward turned round."""
 
     def by_rule(prompts: list[Any], completions: list[Any], reference: list[str | None], **_: Any) -> list[float]:
@@ -46,7 +48,7 @@ def rule_reward(flip_rate: float, seed: int) -> RewardFunction:
     return by_rule
 
 
-def model_reward(weights: Weights, dtype: str) -> RewardFunction:
+def model_reward(weights: Weights, dtype: str) -> Callable[..., list[float]]:
     """The reward model's score of prompt and completion, with the end token where the completion ended."""
     model = load_reward(weights, dtype).eval().requires_grad_(False)
     tokenizer = load_tokenizer(weights)
@@ -59,10 +61,40 @@ def model_reward(weights: Weights, dtype: str) -> RewardFunction:
             for prompt, ids in zip(prompts, completion_ids, strict=True)
         ]
         ids, mask = pad_left(rows, tokenizer.pad_token_id, model.device)
-        logits = model(input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=False).logits
-        return [float(score) for score in logits[:, 0]]
+        starts = torch.tensor([ids.shape[1] - len(one) for one in completion_ids], device=ids.device)
+        return [float(score) for score in read_scores(model, ids, mask, starts)]
 
     return by_model
+
+
+def judge_reward(judge: JudgeReward, tokenizer: Any, known: list[RlPrompt]) -> RewardFunction:
+    """The judge's score of prompt and completion, 0 to 1; None where it could not be read."""
+    by_text = {render_prompt(tokenizer, one.messages): one.messages for one in known}
+
+    def by_judge(prompts: list[Any], completions: list[Any], **more: Any) -> list[float | None]:
+        asked = [by_text[prompt] if isinstance(prompt, str) else prompt for prompt in prompts]
+        found = judge.score(asked, [_text_of(one) for one in completions])
+        if more.get("log_metric"):
+            more["log_metric"]("unreadable", sum(one is None for one in found) / len(found))
+        return found
+
+    return by_judge
+
+
+def weigh(parts: list[tuple[float, RewardFunction]]) -> RewardFunction:
+    """The weighted sum; None where any part is, since a sum without it would be another reward."""
+
+    def by_all(**given: Any) -> list[float | None]:
+        each = [part(**given) for _, part in parts]
+        return [_sum([(weight, one) for (weight, _), one in zip(parts, row, strict=True)])
+                for row in zip(*each, strict=True)]  # fmt: skip
+
+    return by_all
+
+
+def _sum(parts: list[tuple[float, float | None]]) -> float | None:
+    values = [weight * one for weight, one in parts if one is not None]
+    return sum(values) if len(values) == len(parts) else None
 
 
 def _text_of(completion: Any) -> str:
@@ -152,7 +184,7 @@ def fit_grpo(
 
     n_tokens = [0.0]
 
-    def counted(**given: Any) -> list[float]:
+    def counted(**given: Any) -> Sequence[float | None]:
         n_tokens[0] += sum(len(ids) for ids in given["completion_ids"])
         return reward(**given)
 
@@ -166,20 +198,31 @@ def fit_grpo(
     return trainer.model, trainer.processing_class, curves
 
 
+def reward_of(job: Job, tokenizer: Any, prompts: list[RlPrompt], dev: list[RlPrompt]) -> RewardFunction:
+    """What the recipe rewards by."""
+    recipe: GroupRecipe = job.recipe
+    parts: list[tuple[float, RewardFunction]] = []
+    if recipe.reward is not None and recipe.reward_weight:
+        with job.read() as session:
+            weights = weights_of(session, recipe.reward)
+        parts.append((recipe.reward_weight, model_reward(weights, recipe.dtype)))
+    if recipe.judge is not None and recipe.judge_weight:
+        parts.append((recipe.judge_weight, judge_reward(JudgeReward(job), tokenizer, [*prompts, *dev])))
+    if recipe.reward_by in {"rule", "mix"} and recipe.rule_weight:
+        parts.append((recipe.rule_weight, rule_reward(recipe.flip_rate, job.seed)))
+        n_gold = sum(p.reference is not None for p in prompts)
+        job.log(f"rewarded by the rule, an oracle: {n_gold} of {len(prompts)} prompts have a reference answer")
+    return parts[0][1] if len(parts) == 1 and parts[0][0] == 1 else weigh(parts)
+
+
 def train_grpo(job: Job) -> None:
     """Trains on the recipe's prompts and stores the checkpoint."""
     recipe: GroupRecipe = job.recipe
     with job.read() as session:
         start = weights_of(session, recipe.start)
-        judge = weights_of(session, recipe.reward) if recipe.reward is not None else None
     tokenizer = load_tokenizer(start)
     prompts, dev = prompts_of(job, tokenizer, context_of(start))
-    if judge is not None:
-        reward = model_reward(judge, recipe.dtype)
-    else:
-        reward = rule_reward(recipe.flip_rate, job.seed)
-        n_gold = sum(p.reference is not None for p in prompts)
-        job.log(f"rewarded by the rule, an oracle: {n_gold} of {len(prompts)} prompts have a reference answer")
+    reward = reward_of(job, tokenizer, prompts, dev)
     recorder = recorder_of(job, dev, tokenizer)
     model, tokenizer, curves = fit_grpo(recipe, job.seed, start, prompts, recorder, reward, job.folder, job)
     store_trained(job, model, tokenizer, curves, step=recipe.steps)

@@ -12,6 +12,7 @@ Shapes: b completions, t tokens of prompt and completion, n tokens of the comple
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,11 @@ from app.errors import AppError
 from app.training.recipes import PpoRecipe
 from worker.checkpoints import facts_of, store_checkpoint, weights_of
 from worker.job import Job, Watch
+from worker.judge_reward import JudgeReward, as_numbers
 from worker.loading import context_of, load_tokenizer
 from worker.ppo_models import PpoModels, load_ppo_models
 from worker.recorder import Recorder, recorder_of, told_of
-from worker.rewards import Bonus, rule_bonus
+from worker.rewards import Bonus, text_bonus
 from worker.rl_prompts import prompts_of
 from worker.rollout import Rollout, end_ids_of, sample, seeded
 from worker.saving import drop_older, save_folder, take_newest_whole
@@ -164,15 +166,15 @@ class Ppo:
         return torch.isin(rollout.tokens, torch.tensor(self.end_ids, device=rollout.tokens.device)).any(-1)
 
     def score(self, rollout: Rollout, prompts: list[list[int]]) -> Tensor:
-        """The weighted rewards (b,), less the penalty where a completion did not end."""
+        """The weighted rewards (b,), less the penalty where a completion did not end; not a number where unreadable."""
         recipe = self.recipe
-        scores = recipe.reward_weight * self.models.scores(rollout.ids, rollout.attention)
+        scores = recipe.reward_weight * self.models.scores(rollout.ids, rollout.attention, rollout.n)
         if self.bonus is not None:
             texts = [
                 self.tokenizer.decode(row[kept.bool()], skip_special_tokens=True)
                 for row, kept in zip(rollout.tokens, rollout.mask, strict=True)
             ]
-            scores = scores + torch.tensor(self.bonus(prompts, texts), device=scores.device)
+            scores = scores + torch.tensor(as_numbers(self.bonus(prompts, texts)), device=scores.device)
         return scores - recipe.missing_end_penalty * (~self.has_ended(rollout)).float()
 
     def iterate(self, iteration: int, prompts: list[list[int]], check: Callable[[], None]) -> dict[str, float]:
@@ -182,26 +184,34 @@ class Ppo:
         chosen = [prompts[i] for i in picked]
         rollout = self.roll_out(chosen, seeded(self.seed, "rollout", iteration), check)
         scores = self.score(rollout, chosen)
+        is_read = ~scores.isnan()
+        if not is_read.any():
+            raise AppError("No completion of this rollout has a reward: look at the judge’s answers, then resume.")
         with torch.no_grad():
             given = (rollout.ids, rollout.attention, rollout.tokens, recipe.temperature)
             log_ratio = (rollout.log_probs - self.models.reference_log_probs(*given)) * rollout.mask
             values = self.models.values(rollout.ids, rollout.attention, rollout.n) * rollout.mask
-        rewards = token_rewards(scores, log_ratio, rollout.mask, self.kl_coef)
+        kl, n_tokens = float((log_ratio * rollout.mask).sum(-1).mean()), rollout.mask.sum(-1)
+        if not is_read.all():  # what nobody could score teaches nothing: it counts in no mean, loss or advantage
+            rollout = replace(rollout, mask=rollout.mask * is_read.unsqueeze(-1))
+            values = values * rollout.mask
+        rewards = token_rewards(scores.nan_to_num(), log_ratio, rollout.mask, self.kl_coef)
         if recipe.is_reward_whitened:
             rewards = whiten(rewards, rollout.mask, keep_mean=True)
         advantages, returns = estimate_advantages(rewards, values, rollout.mask, recipe.gamma, recipe.lam)
-        kl = float((log_ratio * rollout.mask).sum(-1).mean())
         found = {
-            "reward": float(scores.mean()),
-            "reward_std": float(scores.std()),
-            "objective": float(scores.mean()) - self.kl_coef * kl,
+            "reward": float(scores[is_read].mean()),
+            "reward_std": float(scores[is_read].std()),
+            "objective": float(scores[is_read].mean()) - self.kl_coef * kl,
             "kl": kl,
             "kl_coef": self.kl_coef,
-            "length": float(rollout.mask.sum(-1).mean()),
+            "length": float(n_tokens.mean()),
             "ended": float(self.has_ended(rollout).float().mean()),
             "explained_variance": explained_variance(values, returns, rollout.mask),
-            "generated_tokens": float(rollout.mask.sum()),
+            "generated_tokens": float(n_tokens.sum()),
         }  # fmt: skip
+        if recipe.judge is not None:
+            found["unreadable"] = 1 - float(is_read.float().mean())
         found |= self.update(iteration, rollout, whiten(advantages, rollout.mask), returns, values, check)
         if recipe.kl_target is not None:
             self.kl_coef = adapt_kl_coef(self.kl_coef, kl, recipe.kl_target, recipe.rollouts, recipe.kl_horizon)
@@ -315,7 +325,8 @@ def train_ppo(job: Job) -> None:
     prompts, dev = prompts_of(job, tokenizer, context_of(start))
     torch.manual_seed(job.seed)  # fresh adapters are drawn from it
     models = load_ppo_models(start, reward, recipe.is_lora, recipe.lora_rank, recipe.dtype)
-    bonus = rule_bonus(recipe, job.seed, [*prompts, *dev]) if recipe.rule_weight else None
+    judge = JudgeReward(job) if recipe.judge is not None and recipe.judge_weight else None
+    bonus = text_bonus(recipe, job.seed, [*prompts, *dev], judge)
     ppo = Ppo(recipe, job.seed, models, tokenizer, bonus)
     recorder = recorder_of(job, dev, tokenizer)
     train(ppo, [p.ids for p in prompts], recorder, job.folder, job)

@@ -221,7 +221,11 @@ def _ask_endpoint(job: Job, book: RatingBook, judge: Judge) -> None:
     with job.read() as session:
         target = target_of(endpoint_of(session, judge))
         guide = read_guide(session, book.recipe.constitution)
-    ask_all_of(job, target, RateWork(book, RatingAsk(target, guide, book.recipe)), book.recipe)
+    recipe = book.recipe
+    asking = RatingAsk(
+        target, guide, with_reason=recipe.with_reason, temperature=recipe.temperature, max_tokens=recipe.max_tokens
+    )
+    ask_all_of(job, target, RateWork(book, asking), recipe)
 
 
 def _ask_checkpoint(job: Job, book: RatingBook, judge: Judge) -> None:

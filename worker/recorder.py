@@ -5,6 +5,7 @@ Detectors: length; repetition, the share of 4-grams of words said before (Holtzm
 refusal, by its usual openings; strict format.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -72,8 +73,10 @@ class Recorder:
         self.prompts, self.tokenizer, self.watch = list(prompts), tokenizer, watch
         self.scorer = RewardScorer(held_out) if held_out is not None else None
 
-    def note(self, step: int, told: Sequence[Told], rewards: Sequence[float] | None) -> None:
-        """One look: curves over all prompts, and the first few for the film strip."""
+    def note(self, step: int, told: Sequence[Told], rewards: Sequence[float | None] | None) -> None:
+        """One look: curves over all prompts, and the first few for the film strip. A reward may be unreadable."""
+        if rewards is not None:
+            rewards = [None if one is None or math.isnan(one) else one for one in rewards]
         signs = [read_signs(one) for one in told]
         if self.scorer is not None:
             held_out = self.scorer.score([p.messages for p in self.prompts], [one.text for one in told])
@@ -81,7 +84,10 @@ class Recorder:
                 sign["held_out"] = round(float(value), 4)
         curves = {f"dev_{name}": fmean(sign[name] for sign in signs) for name in signs[0]}
         if rewards is not None:
-            curves["dev_reward"] = fmean(rewards)
+            read = [one for one in rewards if one is not None]
+            curves["dev_reward"] = fmean(read) if read else math.nan
+            if len(read) < len(rewards):
+                curves["dev_unreadable"] = 1 - len(read) / len(rewards)
         self.watch.metric(step, **curves)
         rows = [
             (

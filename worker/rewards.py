@@ -1,13 +1,15 @@
-"""Rewards that read texts, not tokens: the rule, with errors on purpose. Named an oracle: it reads gold answers."""
+"""Rewards that read texts, not tokens: a judge, and the rule with errors on purpose: an oracle that reads gold."""
 
 import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from app.prompts.strict_format import score_by_rule
+from worker.judge_reward import JudgeReward
 from worker.rl_prompts import RlPrompt
 
-Bonus = Callable[[list[list[int]], list[str]], list[float]]  # (token ids of prompts, completions) → rewards
+# (token ids of prompts, completions) → rewards; None: unreadable, so that the completion has no reward at all
+Bonus = Callable[[list[list[int]], list[str]], Sequence[float | None]]
 BEST = "Answer: x — Confidence: low — Reasoning: x"
 
 
@@ -20,16 +22,27 @@ def score_text(prompt: str, text: str, gold: str | None, flip_rate: float, seed:
     return 1 - share if is_flipped else share
 
 
-def rule_bonus(recipe: Any, seed: int, prompts: Sequence[RlPrompt]) -> Bonus:
-    """`recipe.rule_weight` times the rule's score of each completion."""
+def text_bonus(recipe: Any, seed: int, prompts: Sequence[RlPrompt], judge: JudgeReward | None) -> Bonus | None:
+    """What rule and judge give each completion by the recipe's weights; None where neither rewards."""
+    if not recipe.rule_weight and judge is None:
+        return None
     known = {tuple(prompt.ids): prompt for prompt in prompts}
 
-    def bonus(asked: list[list[int]], texts: list[str]) -> list[float]:
+    def bonus(asked: list[list[int]], texts: list[str]) -> list[float | None]:
         found = [known[tuple(ids)] for ids in asked]
-        return [
+        rule = [
             recipe.rule_weight
             * score_text(one.messages[-1]["content"], text, one.reference, recipe.rule_flip_rate, seed)
+            if recipe.rule_weight
+            else 0.0
             for one, text in zip(found, texts, strict=True)
+        ]
+        if judge is None:
+            return list(rule)
+        judged = judge.score([one.messages for one in found], texts)
+        return [
+            None if score is None else given + recipe.judge_weight * score
+            for given, score in zip(rule, judged, strict=True)
         ]
 
     return bonus

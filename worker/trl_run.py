@@ -56,6 +56,7 @@ NAMES = {
     "completions/clipped_ratio": "unended",
     "clip_ratio/region_mean": "clip_fraction",
     "frac_reward_zero_std": "groups_without_spread",
+    "unreadable": "unreadable",
     "num_tokens": "tokens",
     "epoch": "epoch",
 }

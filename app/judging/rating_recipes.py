@@ -60,12 +60,17 @@ class RateRecipe(Recipe):
         return "io" if judge is not None and judge.kind == "endpoint" else "gpu"
 
     def check(self, session: Session, project_id: int) -> None:
-        judge = get(session, Judge, self.judge)
-        if judge.kind not in {"endpoint", "checkpoint"}:
-            raise Invalid(
-                f"“{judge.name}” is a judge of the kind {judge.kind}, which gives no scores by principle: choose an "
-                "endpoint or a local checkpoint.", {"judge": ["gives no scores by principle"]},
-            )  # fmt: skip
-        if not any(one.weight for one in read_principles(session, self.constitution)):
-            raise Invalid("An overall score needs a constitution with a weight above 0.",
-                          {"constitution": ["no principle has a weight"]})  # fmt: skip
+        check_rater(session, self.judge, self.constitution)
+
+
+def check_rater(session: Session, judge_id: int, constitution_id: int) -> None:
+    """Raises Invalid where this judge cannot score by this constitution."""
+    judge = get(session, Judge, judge_id)
+    if judge.kind not in {"endpoint", "checkpoint"}:
+        raise Invalid(
+            f"“{judge.name}” is a judge of the kind {judge.kind}, which gives no scores by principle: choose an "
+            "endpoint or a local checkpoint.", {"judge": ["gives no scores by principle"]},
+        )  # fmt: skip
+    if not any(one.weight for one in read_principles(session, constitution_id)):
+        raise Invalid("An overall score needs a constitution with a weight above 0.",
+                      {"constitution": ["no principle has a weight"]})  # fmt: skip

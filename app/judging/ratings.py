@@ -117,15 +117,17 @@ def read_completions(session: Session, ids: Sequence[int]) -> list[RatedText]:
 class RatingAsk:
     """What is sent to an endpoint for a completion, and its answer read. Raises Invalid where the endpoint cannot."""
 
-    def __init__(self, target: Target, guide: Guide, recipe: RateRecipe) -> None:
-        check_mode(dict(target.mode), recipe.temperature)
-        self.target, self.guide, self.with_reason = target, guide, recipe.with_reason
+    def __init__(
+        self, target: Target, guide: Guide, *, with_reason: bool, temperature: float, max_tokens: int
+    ) -> None:  # fmt: skip
+        check_mode(dict(target.mode), temperature)
+        self.target, self.guide, self.with_reason = target, guide, with_reason
         more: dict[str, Any] = {}
         if target.mode.get("structured") == "json_schema":
             more["response_format"] = self._schema()
         elif target.mode.get("structured") == "json_object":
             more["response_format"] = {"type": "json_object"}
-        body = chat_body(target, [], max_tokens=recipe.max_tokens, temperature=recipe.temperature, **more)
+        body = chat_body(target, [], max_tokens=max_tokens, temperature=temperature, **more)
         self._settings: Body = {name: value for name, value in body.items() if name != "messages"}
 
     def _schema(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from sqlmodel import Session
 from app.checkpoints.models import Checkpoint
 from app.db import get
 from app.errors import Invalid
+from app.judging.rating_recipes import check_rater
 from app.runs.recipe import Recipe, points_to
 
 POLICY = {"role": "policy"}
@@ -146,7 +147,19 @@ class RewardRecipe(OfflineRecipe):
 
     kind: ClassVar[str] = "reward"
     aim: ClassVar[str] = "Train a reward model"
+    main: ClassVar[frozenset[str]] = TrainingRecipe.main | {"also_from", "architecture", "scoring"}
 
+    also_from: list[int] = points_to(
+        "checkpoint", title="Also from", default=[], where=POLICY,
+        description="A run for each of these too, such as other sizes; all else stays the same.",
+    )  # fmt: skip
+    architecture: Literal["classifier", "bi_encoder"] = Field(
+        "classifier", title="Architecture",
+        description="classifier reads prompt and completion together; bi_encoder (SAWYER) has a tower for each.",
+    )  # fmt: skip
+    scoring: Literal["dot", "cosine"] = Field(
+        "dot", title="Score of a bi-encoder", description="dot: u·v/√d. cosine: with a learned temperature."
+    )
     center: float = Field(
         0.0, ge=0, le=10, title="Centring", description="Pulls the two rewards of a pair to sum to zero."
     )
@@ -154,6 +167,17 @@ class RewardRecipe(OfflineRecipe):
     margin: float = Field(
         0.0, ge=0, le=100, title="Margin", description="Chosen must lead by this much, times how sure the judge was."
     )
+
+    def spread(self) -> list["Recipe"]:
+        """One recipe for each start."""
+        starts = dict.fromkeys([self.start, *self.also_from])
+        return [self.model_copy(update={"start": start, "also_from": []}) for start in starts]
+
+    def check(self, session: Session, project_id: int) -> None:
+        """Raises Invalid for several starts: they are spread over runs before this."""
+        if self.also_from:
+            message = "One run trains from one start: give each of the others a run, or a step, of its own."
+            raise Invalid(message, {"also_from": [message]})
 
 
 class ReferenceRecipe(TrainingRecipe):
@@ -347,7 +371,7 @@ class PpoRecipe(OnlineRecipe):
 
 
 class GroupRecipe(OnlineRecipe):
-    """Several completions a prompt, compared with each other; rewarded by the rule, a reward model, a judge or a mix."""
+    """Several completions a prompt, compared with each other; rewarded by rule, reward model, judge or a mix."""
 
     reward_by: Literal["rule", "reward_model", "judge", "mix"] = Field(
         "rule", title="Rewarded by", description="The rule reads gold answers: an oracle. A mix adds what has a weight."
@@ -377,7 +401,8 @@ class GroupRecipe(OnlineRecipe):
         for name, key in given.items():
             if (self.reward_by == name) != (key is not None):
                 raise ValueError(f"choose a {name.replace('_', ' ')} exactly when it is what rewards")
-        if not {"rule": self.rule_weight, "reward_model": self.reward_weight, "judge": self.judge_weight}[self.reward_by]:
+        weight = {"rule": self.rule_weight, "reward_model": self.reward_weight, "judge": self.judge_weight}
+        if not weight[self.reward_by]:
             raise ValueError("nothing rewards: give it a weight above 0")
         return self
 

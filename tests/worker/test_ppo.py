@@ -13,7 +13,7 @@ from worker.ppo import Ppo, train
 from worker.ppo_models import LoraModels, PpoModels, load_ppo_models
 from worker.recorder import Recorder
 from worker.reward import make_classifier
-from worker.rewards import rule_bonus, score_text
+from worker.rewards import score_text, text_bonus
 from worker.rl_prompts import RlPrompt
 from worker.rollout import Rollout, sample, seeded
 from worker.saving import save_folder
@@ -186,7 +186,9 @@ def test_reward_is_the_same_from_an_adapter_on_the_shared_base(base: Weights, tm
     ppo, prompts = make(shared, base)
     rollout = ppo.roll_out(prompts, seeded(1), lambda: None)
     assert torch.allclose(
-        shared.scores(rollout.ids, rollout.attention), apart.scores(rollout.ids, rollout.attention), atol=1e-5
+        shared.scores(rollout.ids, rollout.attention, rollout.n),
+        apart.scores(rollout.ids, rollout.attention, rollout.n),
+        atol=1e-5,
     )
 
 
@@ -220,7 +222,7 @@ def test_the_rule_may_reward_alone_or_beside_the_reward_model(base: Weights, tmp
     for name, given in ways.items():
         asked = recipe(**given)
         models = load_ppo_models(base, reward if asked.reward else None, False, 4, "float32")
-        bonus = rule_bonus(asked, 1, known) if asked.rule_weight else None
+        bonus = text_bonus(asked, 1, known, None)
         ppo = Ppo(asked, 7, models, tokenizer, bonus)
         ids = [prompt.ids for prompt in known]
         rollout = ppo.roll_out(ids, seeded(1), lambda: None)
