@@ -14,9 +14,9 @@ import torch
 
 from app.db import clean_text
 from app.errors import AppError, Invalid
+from worker.bi_encoder import BiEncoder, read_scores
 from worker.loading import Weights, device, encode_prompt, load_full, load_reward, load_tokenizer, render_prompt
-from worker.ppo_models import positions
-from worker.rollout import end_ids_of, pad_left
+from worker.rollout import end_ids_of, pad_left, positions
 
 Messages = list[dict[str, str]]
 FALLBACK = "no chat template: the messages' contents, one after another with a blank line between"
@@ -199,15 +199,35 @@ class RewardScorer:
     @torch.no_grad()
     def score(self, prompts: Sequence[Messages], texts: Sequence[str]) -> list[float]:
         """Scores in the order given."""
-        rows = [self.encode(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+        parts = [self._parts(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+        rows = [head + tail for head, tail in parts]
         found = [0.0] * len(rows)
         size = max(1, TOKENS_A_FORWARD // max((len(row) for row in rows), default=1))
         for batch in plan_batches([len(row) for row in rows], size):
             ids, mask = pad_left([rows[place] for place in batch], self.tokenizer.pad_token_id, self.model.device)
-            out = self.model(input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=False)
-            for place, value in zip(batch, out.logits[:, 0].float().tolist(), strict=True):
+            starts = torch.tensor([ids.shape[1] - len(parts[place][1]) for place in batch], device=ids.device)
+            scores = read_scores(self.model, ids, mask, starts).tolist()
+            for place, value in zip(batch, scores, strict=True):
                 found[place] = value
         return found
+
+    def _parts(self, prompt: Messages, text: str) -> tuple[list[int], list[int]]:
+        """What the model reads: all of it at once, or prompt and completion by towers of their own."""
+        if not isinstance(self.model, BiEncoder):
+            return [], self.encode(prompt, text)
+        head, tail = encode_parts(self.tokenizer, prompt, text)
+        return head[-self.context :], tail[: self.context]
+
+
+def encode_parts(tokenizer: Any, prompt: Messages, text: str) -> tuple[list[int], list[int]]:
+    """Token ids of the prompt as a policy continues it, and of the completion with its end."""
+    asked = render_messages(tokenizer, prompt)
+    tail = text + (tokenizer.eos_token or "")
+    if tokenizer.chat_template:
+        whole = render_messages(tokenizer, [*prompt, {"role": "assistant", "content": text}], is_ended=True)
+        # A template may show a finished answer otherwise than the place it is asked for: then the text stands as it is.
+        tail = whole[len(asked) :] if whole.startswith(asked) else tail
+    return encode_prompt(tokenizer, asked), [int(i) for i in tokenizer(tail, add_special_tokens=False)["input_ids"]]
 
 
 def render_messages(tokenizer: Any, messages: Messages, is_ended: bool = False) -> str:

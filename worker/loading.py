@@ -146,8 +146,13 @@ def load_trainable(weights: Weights, is_lora: bool, rank: int, dtype: str) -> An
 
 
 def load_reward(weights: Weights, dtype: str = "float32") -> Any:
-    """A sequence classifier with one output, from full weights or from an adapter with its score head."""
+    """A sequence classifier with one output, from full weights or from an adapter with its head; or a bi-encoder."""
     from transformers import AutoModelForSequenceClassification
+
+    from worker.bi_encoder import is_bi_encoder, load_bi_encoder
+
+    if is_bi_encoder(weights):
+        return load_bi_encoder(weights, dtype)
 
     check_whole(weights)
     root = weights.base or weights

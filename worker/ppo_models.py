@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from app.errors import AppError
+from worker.bi_encoder import is_bi_encoder, read_scores
 from worker.loading import (
     Weights,
     check_base,
@@ -22,6 +23,7 @@ from worker.loading import (
     load_tokenizer,
     lora_config,
 )
+from worker.rollout import positions
 from worker.tiled import Head, tiled_log_probs
 
 
@@ -42,8 +44,9 @@ class PpoModels(Protocol):
     def values(self, ids: Tensor, mask: Tensor, n: int) -> Tensor:
         """Values (b, n) of the states in which the last n tokens were chosen."""
 
-    def scores(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """The reward model's score (b,) of each whole text, without gradient; zero where there is no reward model."""
+    def scores(self, ids: Tensor, mask: Tensor, n: int) -> Tensor:
+        """The reward model's score (b,) of each whole text, whose last n columns are the completion, without gradient;
+        zero where there is no reward model."""
 
     def policy_parameters(self) -> list[nn.Parameter]: ...
 
@@ -55,11 +58,6 @@ class PpoModels(Protocol):
     def load_state(self, state: dict[str, Tensor]) -> None: ...
 
     def save_policy(self, folder: Path) -> None: ...
-
-
-def positions(mask: Tensor) -> Tensor:
-    """Place of each token among the real ones; padding on either side does not count."""
-    return (mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
 def _hidden(body: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
@@ -115,9 +113,9 @@ class FullModels:
         return self.value_head(hidden).squeeze(-1).float()
 
     @torch.no_grad()
-    def scores(self, ids: Tensor, mask: Tensor) -> Tensor:
+    def scores(self, ids: Tensor, mask: Tensor, n: int) -> Tensor:
         return (
-            _classifier_scores(self.reward, ids, mask)
+            _own_scores(self.reward, ids, mask, n)
             if self.reward is not None
             else torch.zeros(len(ids), device=ids.device)
         )
@@ -141,16 +139,15 @@ class FullModels:
         self.policy.save_pretrained(folder)
 
 
-def _classifier_scores(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
-    out = model(input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=False)
-    return out.logits[:, 0].float()
+def _own_scores(model: Any, ids: Tensor, mask: Tensor, n: int) -> Tensor:
+    return read_scores(model, ids, mask, torch.full((len(ids),), ids.shape[1] - n, device=ids.device))
 
 
 class LoraModels:
     """One frozen base; policy, value, reward (and a starting adapter as reference) are adapters on it.
 
     Without a starting adapter the reference is the base with its adapters off. A reward model with full weights
-    stays a separate copy.
+    stays a separate copy, and so does a bi-encoder.
     """
 
     def __init__(self, start: Weights, reward: Weights | None, rank: int, dtype: str = "float32") -> None:
@@ -165,7 +162,7 @@ class LoraModels:
         self.has_reward = reward is not None
         if reward is None:
             pass
-        elif reward.base is not None and reward.base == start.root:
+        elif reward.base is not None and reward.base == start.root and not is_bi_encoder(reward):
             self._add_reward(reward)
         else:
             self.reward = load_reward(reward, dtype).eval().requires_grad_(False)
@@ -219,11 +216,11 @@ class LoraModels:
         return self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1).float()
 
     @torch.no_grad()
-    def scores(self, ids: Tensor, mask: Tensor) -> Tensor:
+    def scores(self, ids: Tensor, mask: Tensor, n: int) -> Tensor:
         if not self.has_reward:
             return torch.zeros(len(ids), device=ids.device)
         if self.reward is not None:
-            return _classifier_scores(self.reward, ids, mask)
+            return _own_scores(self.reward, ids, mask, n)
         self._use("reward")
         per_token = (_hidden(self.body, ids, mask).float() @ self.score.T).squeeze(-1)
         return _at_last_token(per_token, ids, self.pad_id)

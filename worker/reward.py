@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from app.training.recipes import RewardRecipe
+from worker.bi_encoder import make_bi_encoder
 from worker.checkpoints import store_trained, weights_of
 from worker.job import Job, Watch
 from worker.loading import Weights, device, load_full, load_tokenizer, lora_config
@@ -36,19 +37,24 @@ def fit_reward(
     """Returns the trained model, its tokenizer and the last value of every curve."""
     from trl import RewardConfig
 
-    from worker.reward_trainer import SureRewardTrainer
+    from worker.reward_trainer import SureRewardTrainer, in_parts
     from worker.trl_run import as_dataset, offline_arguments, run_trainer
 
     tokenizer = load_tokenizer(start)
+    if recipe.architecture == "bi_encoder":
+        rank = recipe.lora_rank if recipe.is_lora else None
+        model, read = make_bi_encoder(start, recipe.scoring, rank, recipe.dtype, seed), in_parts
+    else:
+        model, read = make_classifier(start, recipe, seed), as_dataset
     trainer = SureRewardTrainer(
         recipe,
-        model=make_classifier(start, recipe, seed),
+        model=model,
         args=RewardConfig(
             **offline_arguments(recipe, folder, seed, start, has_dev=bool(preferences.dev)),
             center_rewards_coefficient=recipe.center or None,
         ),
-        train_dataset=as_dataset(preferences.train, tokenizer),
-        eval_dataset=as_dataset(preferences.dev, tokenizer),
+        train_dataset=read(preferences.train, tokenizer),
+        eval_dataset=read(preferences.dev, tokenizer),
         processing_class=tokenizer,
     )
     return trainer.model, tokenizer, run_trainer(trainer, watch, folder)

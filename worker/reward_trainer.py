@@ -1,12 +1,15 @@
-"""TRL's reward trainer with soft labels and margins. Imported only inside functions: TRL takes seconds to import."""
+"""TRL's reward trainer with soft labels, margins and a bi-encoder. Imported only inside functions, as TRL is."""
 
 from typing import Any
 
+import datasets
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 from trl import RewardTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference
+
+from worker.llm import encode_parts
 
 
 def bradley_terry_loss(lead: Tensor, p_chosen: Tensor, margin: float, is_soft: bool) -> Tensor:
@@ -19,12 +22,28 @@ def bradley_terry_loss(lead: Tensor, p_chosen: Tensor, margin: float, is_soft: b
     return p_chosen * forward + (1 - p_chosen) * backward if is_soft else forward
 
 
+def in_parts(rows: list[dict[str, Any]], tokenizer: Any) -> datasets.Dataset | None:
+    """Rows as token ids with where the completion begins, which is what a bi-encoder is told; None without rows."""
+    found = []
+    for row in rows:
+        (head, chosen), (_, rejected) = (
+            encode_parts(tokenizer, row["prompt"], row[side][0]["content"]) for side in ("chosen", "rejected")
+        )
+        found.append({
+            "chosen_ids": head + chosen, "rejected_ids": head + rejected, "start": len(head),
+            "p_chosen": row.get("p_chosen", 1.0),
+        })  # fmt: skip
+    return datasets.Dataset.from_list(found) if found else None
+
+
 class SureCollator(DataCollatorForPreference):
-    """TRL's, passing on how sure each label is."""
+    """TRL's, passing on how sure each label is, and for a bi-encoder where each completion begins."""
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         batch: dict[str, Any] = super().torch_call(examples)
         batch["p_chosen"] = torch.tensor([one.get("p_chosen", 1.0) for one in examples])
+        if "start" in examples[0]:
+            batch["starts"] = torch.tensor([one["start"] for one in examples] * 2)  # chosen rows, then rejected ones
         return batch
 
 
@@ -38,7 +57,7 @@ class SureRewardTrainer(RewardTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         columns: list[str] = self._signature_columns  # type: ignore[has-type]
-        self._signature_columns = [*dict.fromkeys([*columns, "p_chosen"])]
+        self._signature_columns = [*dict.fromkeys([*columns, "p_chosen", "start"])]
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from app.errors import AppError
-from worker.ppo_models import positions
 
 
 @dataclass
@@ -28,6 +27,11 @@ class Rollout:
     @property
     def n(self) -> int:
         return self.tokens.shape[1]
+
+
+def positions(mask: Tensor) -> Tensor:
+    """Place of each token among the real ones; padding on either side does not count."""
+    return (mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
 def seeded(*parts: Any) -> torch.Generator:

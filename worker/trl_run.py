@@ -14,7 +14,7 @@ import transformers
 from transformers import PrinterCallback, TrainerCallback
 
 from app.errors import AppError
-from app.training.recipes import OfflineRecipe, SampledRecipe, TrainingRecipe
+from app.training.common import OfflineRecipe, SampledRecipe, TrainingRecipe
 from worker.job import Watch
 from worker.loading import Weights, context_of, device, render_prompt
 from worker.recorder import Recorder

@@ -19,6 +19,7 @@ from app.prompts.hygiene import warnings_of
 from app.prompts.models import PromptSet
 from app.runs.models import Metric, Run, RunIo
 from app.tables import Column, Filter, Table
+from app.training.common import TrainingRecipe
 from app.training.forecast import Forecast, forecast_memory
 from app.training.health import Note, write_notes
 from app.training.models import Snapshot
@@ -31,7 +32,6 @@ from app.training.recipes import (
     RlooRecipe,
     SftRecipe,
     SimpoRecipe,
-    TrainingRecipe,
 )
 
 METHODS: dict[str, type[TrainingRecipe]] = {

@@ -1,6 +1,6 @@
 """Recipes of training runs: at once the form's fields, the row's JSON, the API's body and the worker's argument."""
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 from sqlmodel import Session
@@ -10,8 +10,8 @@ from app.db import get
 from app.errors import Invalid
 from app.judging.rating_recipes import check_rater
 from app.runs.recipe import Recipe, points_to
+from app.training.common import POLICY, OfflineRecipe, SampledRecipe, TrainingRecipe, watcher
 
-POLICY = {"role": "policy"}
 LONGEST_LINE = 50  # trainings one after another that are followed back
 SOFT = "Weighs each pair by the judge’s own probability, where it gave one."
 
@@ -39,67 +39,6 @@ class DemoBaseRecipe(Recipe):
         if self.hidden % (2 * self.heads):
             raise ValueError("the hidden size must be an even multiple of the number of heads")
         return self
-
-
-class TrainingRecipe(Recipe):
-    """What every training run has in common."""
-
-    queue: ClassVar[str] = "gpu"
-    verb: ClassVar[str] = "Train"
-    main: ClassVar[frozenset[str]] = frozenset(
-        {"start", "snapshot", "arm", "reference", "reward", "prompt_set", "reward_by", "is_lora", "lr", "epochs",
-         "beta", "gamma_margin", "is_soft", "loss", "iterations", "rollouts", "kl_coef", "steps", "prompts_per_step",
-         "group_size", "judge", "constitution", "judge_weight", "budget_usd", "name", "seed"}
-    )  # fmt: skip
-
-    start: int = points_to("checkpoint", title="Start", description="Training begins from these weights.", where=POLICY)
-    is_lora: bool = Field(
-        False, title="LoRA", description="Train a small adapter on a frozen base instead of all weights."
-    )
-    lora_rank: int = Field(16, ge=1, le=1024, title="LoRA rank", description="Its scale alpha is twice the rank.")
-    lr: float = Field(1e-5, gt=0, le=1, title="Learning rate")
-    warmup_share: float = Field(0.05, ge=0, le=1, title="Share of steps that warm up")
-    weight_decay: float = Field(0.0, ge=0, le=1, title="Weight decay")
-    max_grad_norm: float = Field(1.0, gt=0, title="Gradient norm is clipped at")
-    dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", title="Number format", description="bfloat16 halves the memory and needs a GPU."
-    )
-    save_every: int = Field(50, ge=1, title="Save a resume state every … steps")
-
-
-class OfflineRecipe(TrainingRecipe):
-    """Training on a frozen snapshot of preferences."""
-
-    snapshot: int = points_to("snapshot", title="Preferences", description="A frozen, hashed file.")
-    epochs: float = Field(1.0, gt=0, le=1000, title="Epochs")
-    max_steps: int | None = Field(None, ge=1, title="Stop after this many steps")
-    batch_size: int = Field(16, ge=1, le=4096, title="Rows per step")
-    accumulate: int = Field(1, ge=1, le=1024, title="Split a step into … parts", description="Saves memory.")
-    max_length: int = Field(1024, ge=8, le=131_072, title="Longest text, in tokens")
-    eval_every: int = Field(20, ge=1, title="Measure on the dev split every … steps")
-    schedule: Literal["constant_with_warmup", "linear", "cosine"] = Field("linear", title="Learning rate's course")
-
-    @model_validator(mode="after")
-    def _parts_fit(self) -> "OfflineRecipe":
-        if self.batch_size % self.accumulate:
-            raise ValueError("the rows per step must divide into the parts")
-        return self
-
-
-def watcher() -> Any:
-    """The field of a reward model that watches and never trains."""
-    return points_to(
-        "checkpoint", title="Held-out reward model", default=None, where={"role": "reward"},
-        description="Reads the samples and trains nothing; best of another family, or on other labels.",
-    )  # fmt: skip
-
-
-class SampledRecipe(OfflineRecipe):
-    """Offline training of a policy, whose samples are recorded as it goes."""
-
-    sample_every: int = Field(20, ge=1, title="Sample dev prompts every … steps")
-    sample_tokens: int = Field(64, ge=1, le=32768, title="New tokens at most in those samples")
-    held_out: int | None = watcher()
 
 
 class SftRecipe(SampledRecipe):

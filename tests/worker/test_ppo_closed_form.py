@@ -79,7 +79,7 @@ class TableModels:
     def values(self, ids: Tensor, mask: Tensor, n: int) -> Tensor:
         return self.value[places(ids[:, -n:])]
 
-    def scores(self, ids: Tensor, mask: Tensor) -> Tensor:
+    def scores(self, ids: Tensor, mask: Tensor, n: int) -> Tensor:
         return REWARDS[ids[:, -3] * 16 + ids[:, -2] * 4 + ids[:, -1]]
 
     def policy_parameters(self) -> list[nn.Parameter]:

@@ -1,0 +1,103 @@
+"""The bi-encoder: score and loss against numpy, what it learns, and every place that reads a reward model."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from app.training.recipes import RewardRecipe
+from tests.worker.test_trl import OFFLINE, save_trained
+from tests.worker.tiny import STRICT, Silent, preferences, same, write_tiny
+from worker.bi_encoder import make_bi_encoder, read_scores
+from worker.grpo import model_reward
+from worker.llm import RewardScorer, encode_parts
+from worker.loading import Weights, load_full, load_reward, load_tokenizer, render_prompt
+from worker.ppo_models import load_ppo_models
+from worker.reward import fit_reward
+from worker.reward_trainer import SureCollator, bradley_terry_loss, in_parts
+from worker.rollout import pad_left
+
+ASKED = [{"role": "user", "content": "What is the capital of Italy?"}]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Weights:
+    return write_tiny(tmp_path_factory.mktemp("base") / "base")
+
+
+def hidden_of(base: Weights, ids: list[int]) -> np.ndarray[Any, Any]:
+    """The last hidden states (t, h) of one text alone, by the starting policy's own body."""
+    with torch.no_grad():
+        return load_full(base).base_model(input_ids=torch.tensor([ids])).last_hidden_state[0].double().numpy()
+
+
+@pytest.mark.parametrize("scoring", ["dot", "cosine"])
+@pytest.mark.parametrize("rank", [None, 4])
+def test_score_and_loss_are_those_of_numpy(base: Weights, scoring: str, rank: int | None) -> None:
+    model = make_bi_encoder(base, scoring, rank, "float32", seed=3).eval()  # fresh adapters change nothing
+    tokenizer = load_tokenizer(base)
+    heads = {name: head.weight.detach().double().numpy() for name, head in model.heads.items()}
+
+    def score(prompt: list[dict[str, str]], text: str) -> float:
+        u, v = (
+            heads[name] @ hidden_of(base, ids).mean(0)
+            for name, ids in zip(("prompt", "completion"), encode_parts(tokenizer, prompt, text), strict=True)
+        )
+        if scoring == "dot":
+            return float(u @ v) / float(np.sqrt(len(u)))
+        return float(np.exp(2.659) * (u @ v) / np.linalg.norm(u) / np.linalg.norm(v))
+
+    rows = preferences(3).train
+    wanted = [[score(row["prompt"], row[side][0]["content"]) for row in rows] for side in ("chosen", "rejected")]
+    data = in_parts(rows, tokenizer)
+    assert data is not None
+    batch = SureCollator(tokenizer.pad_token_id)([data[i] for i in range(3)])
+    with torch.no_grad():
+        found = model(batch["input_ids"], batch["attention_mask"], batch["starts"]).logits[:, 0]
+    assert found.tolist() == pytest.approx([*wanted[0], *wanted[1]], abs=2e-4)
+    chosen, rejected = found.chunk(2)
+    lead = np.array(wanted[0]) - np.array(wanted[1])
+    loss = bradley_terry_loss(chosen - rejected, batch["p_chosen"], 0.0, False).mean()
+    assert float(loss) == pytest.approx(float(np.log1p(np.exp(-lead)).mean()), abs=1e-4)
+    # The same rows padded on the left, as policies are scored.
+    lists = [data[i][f"{side}_ids"] for side in ("chosen", "rejected") for i in range(3)]
+    ids, mask = pad_left(lists, tokenizer.pad_token_id, torch.device("cpu"))
+    starts = torch.tensor([ids.shape[1] - len(one) + len_ for one, len_ in zip(lists, batch["starts"], strict=True)])
+    with torch.no_grad():
+        assert torch.allclose(read_scores(model, ids, mask, starts), found, atol=1e-4)
+        none = read_scores(model, ids[:1], mask[:1], torch.tensor([ids.shape[1]]))  # no completion: the zero vector
+    assert none.tolist() == [0.0]
+
+
+@pytest.mark.parametrize(("is_lora", "scoring"), [(False, "cosine"), (True, "dot")])
+def test_it_prefers_the_chosen_and_every_reader_gives_its_score(
+    base: Weights, tmp_path: Path, is_lora: bool, scoring: str
+) -> None:
+    recipe = RewardRecipe(
+        **{**OFFLINE, "epochs": 4, "lr": 5e-3}, is_lora=is_lora, architecture="bi_encoder", scoring=scoring
+    )
+    model, tokenizer, curves = fit_reward(recipe, 3, base, preferences(), tmp_path / "state", Silent())
+    assert curves["dev_accuracy"] > 0.9
+    start = make_bi_encoder(base, scoring, 4 if is_lora else None, "float32", seed=3).state_dict()
+    trained = model.state_dict()
+    assert trained.keys() == start.keys()
+    moved = {name for name, value in start.items() if not torch.equal(value, trained[name])}
+    for tower in ("prompt", "completion"):  # both learn, not their heads alone
+        assert any(tower in name and not name.startswith("heads.") for name in moved)
+    saved = save_trained(model, tokenizer, tmp_path / "out", base)
+    assert not list(saved.folder.glob("*.bin")) and list(saved.folder.glob("*.safetensors"))
+    assert same(load_reward(saved).state_dict(), model.state_dict())
+    texts = [STRICT.format("Rome"), "It is Rome."]
+    parts = [encode_parts(tokenizer, ASKED, text) for text in texts]
+    scorer = RewardScorer(saved)
+    strict, plain = scorer.score([ASKED, ASKED], texts)
+    assert strict > plain
+    prompt = render_prompt(tokenizer, ASKED)
+    by_group = model_reward(saved, "float32")([prompt] * 2, texts, completion_ids=[tail for _, tail in parts])
+    assert by_group == pytest.approx([strict, plain], abs=1e-4)
+    models = load_ppo_models(base, saved, is_lora, 4, "float32")
+    for (head, tail), score in zip(parts, (strict, plain), strict=True):
+        ids = torch.tensor([head + tail])
+        assert float(models.scores(ids, torch.ones_like(ids), len(tail))) == pytest.approx(score, abs=1e-4)
