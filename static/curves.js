@@ -2,7 +2,8 @@
 //   {"series": [{"label": "DPO seed 1", "arm": "dpo", "step": [1, 2], "seconds": [0.4, 0.9], "value": [0.69, null]}],
 //    "is_live": true, "y_label": "loss"}
 // and again every 2 s while is_live and the tab is seen. Series may have different steps (runs overlaid). The raw curve stays
-// faint under the smoothed one. data-sync="name" shares the cursor with the page's other figures of that name.
+// faint under the smoothed one. data-sync="name" shares the cursor with the page's other figures of that name. How curves are shown
+// (?smooth=0.9&log=1&over=seconds) holds for the whole page and stands in its address, so that a link shows the same.
 "use strict";
 
 (() => {
@@ -26,10 +27,31 @@
     });
   }
 
+  const figures = () => [...document.querySelectorAll("figure[data-is-drawn]")].map((figure) => figure.curve).filter(Boolean);
+
+  function readState() {
+    const asked = new URLSearchParams(location.search);
+    const weight = Number(asked.get("smooth"));
+    return { weight: weight > 0 && weight <= 0.98 ? weight : 0, isLog: asked.get("log") === "1", x: asked.get("over") === "seconds" ? "seconds" : "step" };
+  }
+
+  function changeState(changes) {
+    const { weight, isLog, x } = { ...readState(), ...changes };
+    const url = new URL(location.href);
+    const said = { smooth: weight || "", log: isLog ? 1 : "", over: x === "seconds" ? x : "" };
+    for (const [name, value] of Object.entries(said)) {
+      if (value) url.searchParams.set(name, value);
+      else url.searchParams.delete(name);
+      for (const input of document.querySelectorAll(`input[data-curves="${name}"]`)) input.value = value;
+    }
+    history.replaceState(history.state, "", url);
+    for (const curve of figures()) curve.show();
+  }
+
   class Curve {
     constructor(figure) {
       this.figure = figure;
-      this.state = { weight: 0, isLog: false, x: "step" };
+      this.state = readState();
       this.data = null;
       this.plot = null;
       this.makeControls();
@@ -50,13 +72,22 @@
         <label>over <select><option value="step">steps</option><option value="seconds">time</option></select></label>
         <a href="#" download>CSV</a>`;
       const [range, box] = row.querySelectorAll("input");
-      range.addEventListener("input", () => { this.state.weight = Number(range.value); this.draw(); });
-      box.addEventListener("change", () => { this.state.isLog = box.checked; this.draw(); });
-      row.querySelector("select").addEventListener("change", (e) => { this.state.x = e.target.value; this.draw(); });
+      range.addEventListener("input", () => changeState({ weight: Number(range.value) }));
+      box.addEventListener("change", () => changeState({ isLog: box.checked }));
+      const over = row.querySelector("select");
+      over.addEventListener("change", () => changeState({ x: over.value }));
+      this.setControls = () => { range.value = this.state.weight; box.checked = this.state.isLog; over.value = this.state.x; };
+      this.setControls();
       const link = row.querySelector("a");
       link.download = (this.figure.querySelector("figcaption")?.textContent.trim() || "curve").replace(/[^\w.-]+/g, "-") + ".csv";
       link.addEventListener("click", () => { link.href = URL.createObjectURL(new Blob([this.csv()], { type: "text/csv" })); });
       this.figure.append(row);
+    }
+
+    show() {
+      this.state = readState();
+      this.setControls();
+      this.draw();
     }
 
     async load() {

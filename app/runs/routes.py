@@ -15,6 +15,7 @@ from app.errors import NotFound
 from app.html import html
 from app.projects.access import Member, Researcher, Viewer
 from app.runs.curves import list_figures, read_curves
+from app.runs.event_files import write_events
 from app.runs.lineage import HEIGHT, WIDTH, read_graph
 from app.runs.models import ENDED, LIVE, LogLine, Metric, Run, RunIo, RunNeed, Sampled, Worker
 from app.runs.queue import cancel, resume
@@ -226,8 +227,25 @@ def download_metrics(member: Viewer, session: Db, run_id: int) -> Response:
 
 
 def _metric_lines(run_id: int) -> Iterator[str]:
-    """Keyset pages through short sessions: a long run has millions of points."""
     yield "name,step,value,at\n"
+    for m in _all_points(run_id):
+        yield f"{m.name},{m.step},{'' if m.value is None else repr(m.value)},{m.at.isoformat()}\n"
+
+
+@router.get("/p/{project}/runs/{run_id}/tensorboard")
+def download_events(member: Viewer, session: Db, run_id: int) -> Response:
+    """Every stored point as a TensorBoard event file: put it into a folder and point `tensorboard --logdir` there."""
+    run = project_run(session, member, run_id)
+    name = f"events.out.tfevents.{int(run.created_at.timestamp())}.preflab-run-{run.id}"
+    headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+    points = ((m.name, m.step, m.value, m.at) for m in _all_points(run.id))
+    return StreamingResponse(
+        write_events(run.created_at, points), media_type="application/octet-stream", headers=headers
+    )
+
+
+def _all_points(run_id: int) -> Iterator[Metric]:
+    """Keyset pages through short sessions: a long run has millions of points."""
     place, after = sa.tuple_(col(Metric.name), col(Metric.step)), ("", 0)
     while True:
         with reading() as session:
@@ -235,8 +253,7 @@ def _metric_lines(run_id: int) -> Iterator[str]:
             points = session.exec(page.order_by(col(Metric.name), col(Metric.step))).all()
         if not points:
             return
-        for m in points:
-            yield f"{m.name},{m.step},{'' if m.value is None else repr(m.value)},{m.at.isoformat()}\n"
+        yield from points
         after = (points[-1].name, points[-1].step)
 
 
