@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from trl import DPOTrainer
-from trl.trainer.dpo_trainer import DataCollatorForPreference
+from trl.trainer.dpo_trainer import DataCollatorForPreference, add_fused_lm_head, is_peft_model
 
 from worker.preference_losses import margins, preference_loss, simpo_loss, simpo_margins
 from worker.reference_cache import Cache, text_key
@@ -36,6 +36,8 @@ class PreferenceTrainer(DPOTrainer):
 
     def __init__(self, recipe: Any, cache: Cache, reference: Any = None, **given: Any) -> None:
         self.recipe, self.cache, self.reference = recipe, cache, reference
+        if reference is not None:  # as TRL does to the policy: log-probabilities without whole logits
+            add_fused_lm_head(reference.get_base_model() if is_peft_model(reference) else reference)
         self.n_reference_passes = 0  # texts the reference has read in this process
         args, tokenizer = given["args"], given["processing_class"]
         super().__init__(

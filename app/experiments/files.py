@@ -1,8 +1,10 @@
 """Experiment files: reading YAML into steps, with errors that name the file, the line, the step and the field."""
 
+import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,9 @@ from app.runs.recipe import Recipe, noun_of
 SHIPPED = ROOT / "experiments"
 MAX_CHARS = 200_000
 MAX_DEPTH = 12
+MAX_STEPS = 500
 NAME = r"^[a-z][a-z0-9_]{0,59}$"
+WRITTEN_NAME = r"^[a-z{][a-z0-9_{}]{0,79}$"  # may hold {axis}
 
 
 class StepText(BaseModel):
@@ -26,7 +30,7 @@ class StepText(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    name: str = Field(pattern=NAME)
+    name: str = Field(pattern=WRITTEN_NAME)
     arm: str = Field("", max_length=80, description="What the report calls this step's checkpoint.")
     shared: bool = Field(False, description="Run once for all seeds, instead of once a seed.")
     when: str = Field("", description="Only with this variable: without it the step is left out.")
@@ -43,16 +47,32 @@ class ExperimentText(BaseModel):
     question: str = Field("", max_length=2000)
     seeds: list[int] = Field([1], min_length=1, max_length=100)
     variables: dict[str, str] = Field({}, description="Name → what it is for; written {name} in recipes.")
+    matrix: dict[str, list[str]] = Field(
+        {}, description="Axis → values; a step whose name holds {axis} is one step a value, with {axis} filled in."
+    )
+    one_start: bool = Field(
+        True, description="Arms held to a reference start from one checkpoint; false where they mean not to."
+    )
     scale: str = Field("full", pattern=NAME, description="What the recipes as written are called.")
     scales: dict[str, dict[str, dict[str, Any] | None]] = Field(
         {}, description="Scale → step → fields that differ; with a kind, the whole recipe; null, no such step."
     )
-    steps: list[StepText] = Field(min_length=1, max_length=500)
+    steps: list[StepText] = Field(min_length=1, max_length=MAX_STEPS)
 
     @field_validator("seeds")
     @classmethod
     def _plain_seeds(cls, value: list[int]) -> list[int]:
         return check_seeds(value)
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """A step with its axes filled in: where the file writes it, and the names under which a scale may change it."""
+
+    place: int
+    step: StepText
+    names: list[str]
+    values: dict[str, str]
 
 
 class PlannedStep(BaseModel):
@@ -153,8 +173,9 @@ def read_experiment(
         message = f"{file} has no variable “{unknown[0]}”. Its variables: {known}."
         raise Invalid(message, {"variables": [message]})
     planned = list(_plan(read, lines, scale or read.scale, given))
-    _check_starts(planned, lines, [step.name for step in read.steps])
-    return read, planned
+    if read.one_start:
+        _check_starts(planned, lines)
+    return read, [step for _, step in planned]
 
 
 @lru_cache(maxsize=64)
@@ -173,35 +194,79 @@ def _parse(text: str, file: str) -> tuple[_Lines, ExperimentText]:
         raise lines.wrong(tuple(first["loc"]), what) from error
 
 
-def _check_starts(planned: list[PlannedStep], lines: _Lines, names: list[str]) -> None:
+def _check_starts(planned: list[tuple[int, PlannedStep]], lines: _Lines) -> None:
     """Arms that are held to a reference all start from the same checkpoint: otherwise they are not comparable."""
-    starts = [(one.name, one.recipe["start"]) for one in planned if "reference" in one.recipe and "start" in one.recipe]
-    for name, start in starts[1:]:
-        if start != starts[0][1]:
-            what = f"it starts from {start}, step “{starts[0][0]}” from {starts[0][1]}: arms of one experiment share it"
-            raise lines.wrong(("steps", names.index(name), "recipe", "start"), what)
+    held = [(place, one) for place, one in planned if "reference" in one.recipe and "start" in one.recipe]
+    for place, one in held[1:]:
+        first, start = held[0][1], one.recipe["start"]
+        if start != first.recipe["start"]:
+            raise lines.wrong(
+                ("steps", place, "recipe", "start"),
+                f"it starts from {start}, step “{first.name}” from {first.recipe['start']}: arms of one experiment "
+                "share it. In rounds or a grid, where they mean not to, say one_start: false",
+            )
 
 
-def _plan(read: ExperimentText, lines: _Lines, scale: str, given: dict[str, str]) -> Iterator[PlannedStep]:
+def _expand(read: ExperimentText, lines: _Lines) -> list[_Cell]:
+    """The steps in the file's order; a name with {axis} stands for one step a value."""
+    for axis, points in read.matrix.items():
+        if axis in read.variables or not re.match(NAME, axis):
+            raise lines.wrong(("matrix", axis), "an axis has a name of its own: lower-case letters, digits and _")
+        if not points or len(set(points)) < len(points):
+            raise lines.wrong(("matrix", axis), "an axis has values, each once")
+    cells: list[_Cell] = []
+    for place, step in enumerate(read.steps):
+        axes = [axis for axis in read.matrix if "{" + axis + "}" in step.name]
+        for combination in itertools.product(*(read.matrix[axis] for axis in axes)):
+            values = dict(zip(axes, combination, strict=True))
+            filled = step.model_copy(update=_put(step.model_dump(), values))
+            if not re.match(NAME, filled.name):
+                what = f"“{filled.name}” is no name: lower-case letters, digits and _, and the axes of matrix in braces"
+                raise lines.wrong(("steps", place, "name"), what)
+            cells.append(_Cell(place, filled, list(dict.fromkeys([step.name, filled.name])), values))
+    if len(cells) > MAX_STEPS:
+        raise lines.wrong(("matrix",), f"these are {len(cells)} steps; at most {MAX_STEPS}")
+    return cells
+
+
+def _put(value: Any, values: Mapping[str, str]) -> Any:
+    """The value with {axis} filled in, in every text of it."""
+    if isinstance(value, dict):
+        return {name: _put(one, values) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_put(one, values) for one in value]
+    if isinstance(value, str):
+        for axis, given in values.items():
+            value = value.replace("{" + axis + "}", given)
+    return value
+
+
+def _plan(read: ExperimentText, lines: _Lines, scale: str, given: dict[str, str]) -> Iterator[tuple[int, PlannedStep]]:
+    """Each step with its place in the file."""
     if scale != read.scale and scale not in read.scales:
         known = ", ".join([read.scale, *read.scales])
         raise Invalid(f"{lines.file} has no scale “{scale}”. Its scales: {known}.", {"scale": [f"one of: {known}"]})
+    cells = _expand(read, lines)
     for name, changes in read.scales.items():
-        for unknown in set(changes) - {one.name for one in read.steps}:
+        for unknown in set(changes) - {one for cell in cells for one in cell.names}:
             raise lines.wrong(("scales", name, unknown), "the file has no such step")
     changes = read.scales.get(scale, {})
     earlier: dict[str, bool] = {}  # name → is it shared
-    for place, step in enumerate(read.steps):
-        here = ("steps", place)
+    for cell in cells:
+        step, here = cell.step, ("steps", cell.place)
         if step.name in earlier:
             raise lines.wrong((*here, "name"), "another step has this name")
         if step.when and step.when not in read.variables:
             raise lines.wrong((*here, "when"), f"the file declares no variable “{step.when}”")
-        if (step.when and not given.get(step.when)) or (step.name in changes and changes[step.name] is None):
+        layers = [changes[name] for name in cell.names if name in changes]
+        if (step.when and not given.get(step.when)) or None in layers:
             continue
+        written = step.recipe
+        for layer in layers:
+            written = _merge(written, _put(layer, cell.values))
         values = {
             name: _fill_in(value, read.variables, given, lines, (*here, "recipe", name))
-            for name, value in _merge(step.recipe, changes.get(step.name) or {}).items()
+            for name, value in written.items()
         }
         recipe = _check_recipe(values, lines, here, scale)
         needs = dict.fromkeys([*step.needs, *(name for _, name in step_references(type(recipe), values))])
@@ -212,7 +277,8 @@ def _plan(read: ExperimentText, lines: _Lines, scale: str, given: dict[str, str]
             if step.shared and not earlier[need]:
                 raise lines.wrong(path, f"a shared step cannot wait for “{need}”, which runs once a seed")
         earlier[step.name] = step.shared
-        yield PlannedStep(name=step.name, arm=step.arm, is_shared=step.shared, needs=list(needs), recipe=values)
+        planned = PlannedStep(name=step.name, arm=step.arm, is_shared=step.shared, needs=list(needs), recipe=values)
+        yield cell.place, planned
 
 
 def _merge(recipe: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

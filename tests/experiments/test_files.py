@@ -151,3 +151,61 @@ def test_arms_held_to_a_reference_share_their_start() -> None:
     read_experiment(arms.replace("@START", "@base"), variables={"folder": "/data"})
     with pytest.raises(Invalid, match=r"line .*step “g2”, start: it starts from @other, step “g1” from @base"):
         read_experiment(arms.replace("@START", "@other"), variables={"folder": "/data"})
+
+
+GRID = """
+name: x
+one_start: false
+matrix: {family: [a, b], size: ["1", "2"]}
+scales:
+  small:
+    "pairs_{family}": {limit: 5, name: "of {family}"}
+    pairs_b: {limit: 7}
+    "more_{size}_{family}": null
+steps:
+  - {name: prompts, recipe: {kind: import_prompts, shipped: demo}}
+  - {name: "base_{family}", shared: true, arm: "base {family}", recipe: {kind: demo_base}}
+  - {name: "pairs_{family}", recipe: {kind: generate, prompt_set: "@prompts", checkpoint: "@base_{family}"}}
+  - name: "more_{size}_{family}"
+    recipe: {kind: generate, prompt_set: "@prompts", checkpoint: "@base_{family}", samples: "{size}", pairing: none}
+"""
+
+
+def test_a_step_with_an_axis_in_its_name_stands_for_one_step_a_value() -> None:
+    _, steps = read_experiment(GRID)
+    assert [step.name for step in steps] == [
+        "prompts", "base_a", "base_b", "pairs_a", "pairs_b", "more_1_a", "more_2_a", "more_1_b", "more_2_b",
+    ]  # fmt: skip
+    assert [step.arm for step in steps if step.arm] == ["base a", "base b"]
+    assert steps[7].recipe["checkpoint"] == "@base_b" and steps[7].needs == ["prompts", "base_b"]
+    _, small = read_experiment(GRID, scale="small")
+    assert [step.name for step in small][-1] == "pairs_b", "null leaves every one of them out"
+    assert [(step.recipe.get("limit"), step.recipe.get("name")) for step in small[3:]] == [(5, "of a"), (7, "of b")]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("[a, b]", "[a, a]", "line 4: matrix.family: an axis has values, each once"),
+        ("[a, b]", "[]", "line 4: matrix.family: an axis has values, each once"),
+        ("[a, b]", "[A, b]", "line 12: step “base_{family}”, name: “base_A” is no name"),
+        ('"base_{family}"', '"base_{kin}"', "line 12: step “base_{kin}”, name: “base_{kin}” is no name"),
+        ('checkpoint: "@base_{family}", samples', 'checkpoint: "@base_{kin}", samples', "line 15: step “more_{size}"),
+        ("pairs_b: {limit: 7}", "pairs_c: {limit: 7}", "line 8: scales.small.pairs_c: the file has no such step"),
+        ("family: [a", "Family: [a", "line 4: matrix.Family: an axis has a name of its own"),
+    ],
+)
+def test_mistakes_of_a_matrix_are_told_with_their_line(old: str, new: str, said: str) -> None:
+    with pytest.raises(Invalid) as error:
+        read_experiment(GRID.replace(old, new, 1), file="mine.yaml")
+    assert said in error.value.message
+
+
+def test_one_start_is_asked_for_unless_the_file_says_otherwise() -> None:
+    arms = GRID.replace("one_start: false", "ONE") + (
+        '  - {name: "dpo_{family}", recipe: {kind: grpo, start: "@base_{family}", reference: "@base_{family}",'
+        ' prompt_set: "@prompts"}}\n'
+    )
+    assert read_experiment(arms.replace("ONE", "one_start: false"))[1][-1].name == "dpo_b"
+    with pytest.raises(Invalid, match="say one_start: false"):
+        read_experiment(arms.replace("ONE", "one_start: true"))

@@ -13,7 +13,11 @@ from app.experiments.start import start_experiment
 from app.projects.projects import make_project
 from tests.experiments.test_advance import work_off
 
-GIVEN = {"ppo_vs_dpo": {"prompts": "p.jsonl", "scenarios": "s.jsonl", "endpoint": "judge"}}
+GIVEN = {
+    "ppo_vs_dpo": {"prompts": "p.jsonl", "scenarios": "s.jsonl", "endpoint": "judge"},
+    "rounds": {"prompts": "p.jsonl", "endpoint": "judge"},
+    "grid": {"prompts": "p.jsonl", "weak": "small", "strong": "large"},
+}
 
 
 @pytest.mark.parametrize("name", GIVEN)
@@ -22,11 +26,15 @@ def test_the_tiny_scale_has_the_full_one_s_arms_and_needs_nothing(name: str) -> 
     _, tiny = read_experiment(read_shipped(name), scale="tiny")
     assert [step.arm for step in tiny if step.arm] == [step.arm for step in full if step.arm]
     assert {step.name for step in tiny} <= {step.name for step in full}
+    with pytest.raises(Invalid, match="needs the variable"):
+        read_experiment(read_shipped(name))
+
+
+def test_ppo_versus_dpo_measures_what_was_not_trained_for() -> None:
+    _, full = read_experiment(read_shipped("ppo_vs_dpo"), variables=GIVEN["ppo_vs_dpo"])
     assert {step.recipe["benchmark"] for step in full if step.recipe["kind"] == "benchmark"} == {
         "truthfulqa", "mmlu", "hellaswag", "pku_saferlhf", "strict_format",
     }  # fmt: skip
-    with pytest.raises(Invalid, match="needs the variable"):
-        read_experiment(read_shipped(name))
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import hashlib
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from sqlmodel import Session, col, select
 
 from app.checkpoints.arms import find_or_make_arm, find_or_make_imported_arm
@@ -39,8 +40,16 @@ def test_a_later_round_is_held_to_its_start_or_to_where_the_rounds_began(
     read = {weights_key(start_of(key), "float32") for key in (base, first.id)}
     began = run(tiny_project, DpoRecipe(start=first.id, reference=base, is_later_round=True, **given))
     assert made(began).parent_id == first.id
+    with transaction() as session:  # round 2 has texts that nobody has read yet: the base reads them, loaded beside
+        texts = {one.text_sha256: one.value for one in session.exec(select(LogProb)).all()}
+        session.execute(sa.delete(LogProb))
+    again = run(tiny_project, DpoRecipe(start=first.id, reference=base, is_later_round=True, **given))
+    assert again.cost["reference_passes"] == len(texts)
+    assert same(weights_in(start_of(made(again).id).folder), weights_in(start_of(made(began).id).folder))
     with reading() as session:
+        found = {one.text_sha256: one.value for one in session.exec(select(LogProb)).all()}
         names = set(session.exec(select(LogProb.weights_sha256)).all())
+    assert found == pytest.approx(texts, abs=1e-5)
     assert names == {weights_key(start_of(base), "float32")}, "no text was read by another reference than the base"
     assert began.cost["reference_passes"] == 0, "what the first round has paid for is not paid again"
     own = made(run(tiny_project, DpoRecipe(start=first.id, reference=first.id, **given)))
