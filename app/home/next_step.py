@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from sqlmodel import Session, SQLModel, col, select
 
 from app.checkpoints.models import Checkpoint
+from app.db import get
 from app.experiments.models import Experiment, Step
 from app.grading.models import Grade, GradeItem, Grading
 from app.judging.models import Judge, VerdictSet
@@ -92,7 +93,7 @@ def _labels(session: Session, project: Project, root: str) -> Iterator[NextStep]
         url = _new(root, "generate", prompt_set=prompts.id, checkpoint=base.id)
         yield NextStep(text, "Generate pairs", url)
     elif verdicts is None:
-        judge = _newest(session, Judge, project)
+        judge = _newest(session, Judge, project, Judge.kind != "imported")
         if judge is None:
             text = f"{pairs.n:,} pairs have no verdict, and there is no judge yet."
             yield NextStep(text, "Add a judge", _new(root, "new_judge", judge_kind="rule"))
@@ -110,7 +111,8 @@ def _training(session: Session, project: Project, root: str) -> Iterator[NextSte
     snapshot = _newest(session, Snapshot, project, Snapshot.verdict_set_id == verdicts.id)
     freeze = _new(root, "snapshot", verdict_set=verdicts.id)
     if snapshot is None:
-        yield NextStep(f"{verdicts.n:,} verdicts can be trained on once they are frozen.", "Freeze preferences", freeze)
+        text = f"{verdicts.n:,} {_labels_called(session, verdicts)} can be trained on once they are frozen."
+        yield NextStep(text, "Freeze preferences", freeze)
         return
     if pairs is not None and snapshot.labels_version != pairs.labels_version:
         text = "People have changed labels since the preferences were frozen: what was trained on them is stale."
@@ -128,6 +130,10 @@ def _training(session: Session, project: Project, root: str) -> Iterator[NextSte
         fields_ = {"checkpoint": unscored.id, "benchmark": "strict_format", "prompt_set": prompts.id if prompts else ""}
         text = f"{unscored.name or f'Checkpoint {unscored.id}'} has not been measured."
         yield NextStep(text, "Benchmark it", _new(root, "benchmark", **fields_))
+
+
+def _labels_called(session: Session, verdicts: VerdictSet) -> str:
+    return "imported labels" if get(session, Judge, verdicts.judge_id).kind == "imported" else "verdicts"
 
 
 def _trained_on(session: Session, snapshot: Snapshot, kind: str) -> int | None:
@@ -157,7 +163,8 @@ def _people(session: Session, project: Project, root: str) -> Iterator[NextStep]
     verdicts = _newest(session, VerdictSet, project)
     queue = _newest(session, Queue, project, Queue.kind == "audit")
     if verdicts is not None and queue is None:
-        text = "Nobody has looked at the verdicts: draw twenty at random for a person to answer."
+        labels = _labels_called(session, verdicts)
+        text = f"Nobody has looked at the {labels}: draw twenty at random for a person to answer."
         yield NextStep(text, "Draw an audit", _new(root, "audit", verdict_set=verdicts.id))
     if queue is not None and queue.closed_at is None and queue.n_answered < queue.n * queue.overlap:
         places = queue.n * queue.overlap

@@ -10,7 +10,7 @@ from app.checkpoints.models import Checkpoint
 from app.experiments.models import Experiment
 from app.grading.models import Grade, GradeItem, Grading
 from app.home.rail import STAGES
-from app.judging.models import VerdictSet
+from app.judging.models import Judge, VerdictSet
 from app.pairs.models import PairSet
 from app.projects.models import Project
 from app.prompts.models import PromptSet
@@ -64,11 +64,13 @@ def _figures(session: Session, project_id: int) -> dict[str, tuple[int, str]]:
     )
     gradings, runs = Grading.project_id == project_id, Run.project_id == project_id
     items = ids(GradeItem, col(GradeItem.grading_id).in_(ids(Grading, gradings)))
+    labels = col(VerdictSet.n_a) + VerdictSet.n_b + VerdictSet.n_tie + VerdictSet.n_null
     row = session.execute(sa.select(
         one(total(PromptSet.n), prompts), one(count, prompts),
         one(total(PairSet.n), pairs), one(count, pairs),
-        one(total(VerdictSet.n_a + VerdictSet.n_b + VerdictSet.n_tie + VerdictSet.n_null), verdicts),
+        one(total(labels), verdicts),
         one(total(VerdictSet.n_null), verdicts),
+        one(total(labels), verdicts, col(VerdictSet.judge_id).in_(ids(Judge, col(Judge.kind) == "imported"))),
         one(total(Queue.n_answered), queues), one(total(Queue.n), queues), one(total(PairSet.n_overridden), pairs),
         one(count, Checkpoint.project_id == project_id, col(Checkpoint.method).in_(TRAINED)),
         one(count, Snapshot.project_id == project_id),
@@ -76,17 +78,26 @@ def _figures(session: Session, project_id: int) -> dict[str, tuple[int, str]]:
         one(count, col(Grade.item_id).in_(items)), one(total(Grading.planned_n), gradings),
         one(count, Experiment.project_id == project_id, Experiment.status == "done"),
     )).one()  # fmt: skip
-    n = [int(value) for value in row]
+    (n_prompts, n_prompt_sets, n_pairs, n_pair_sets, n_labels, n_unreadable, n_imported, n_answered, n_drawn,
+     n_overridden, n_trained, n_snapshots, n_scored, n_graded, n_planned, n_finished) = map(int, row)  # fmt: skip
     return {
-        "Prompts": (n[0], f"prompts in {_sets(n[1])}"),
-        "Pairs": (n[2], f"pairs in {_sets(n[3])}"),
-        "Judge": (n[4], f"verdicts, {n[5]:,} of them unreadable"),
-        "Review": (n[6], f"of {n[7]:,} drawn pairs answered, {n[8]:,} overridden"),
-        "Train": (n[9], f"trained checkpoints, {n[10]:,} frozen snapshot{'' if n[10] == 1 else 's'}"),
-        "Benchmarks": (n[11], "scored benchmarks"),
-        "Grade": (n[12], f"of {n[13]:,} items graded"),
-        "Report": (n[14], f"finished experiment{'' if n[14] == 1 else 's'}"),
+        "Prompts": (n_prompts, f"prompts in {_sets(n_prompt_sets)}"),
+        "Pairs": (n_pairs, f"pairs in {_sets(n_pair_sets)}"),
+        "Judge": (n_labels, _labels_said(n_labels, n_imported, n_unreadable)),
+        "Review": (n_answered, f"of {n_drawn:,} drawn pairs answered, {n_overridden:,} overridden"),
+        "Train": (n_trained, f"trained checkpoints, {n_snapshots:,} frozen snapshot{'' if n_snapshots == 1 else 's'}"),
+        "Benchmarks": (n_scored, "scored benchmarks"),
+        "Grade": (n_graded, f"of {n_planned:,} items graded"),
+        "Report": (n_finished, f"finished experiment{'' if n_finished == 1 else 's'}"),
     }
+
+
+def _labels_said(n: int, n_imported: int, n_unreadable: int) -> str:
+    """What the labels of the project are: those of a file are no judge's verdicts."""
+    if n_imported and n_imported == n:
+        return f"imported labels, {n_unreadable:,} of them unreadable"
+    imported = f"{n_imported:,} of them imported labels, " if n_imported else ""
+    return f"verdicts, {imported}{n_unreadable:,}{'' if imported else ' of them'} unreadable"
 
 
 def _sets(n: int) -> str:

@@ -8,7 +8,8 @@ import sqlalchemy as sa
 from sqlmodel import Session, col, select
 
 from app.accounts.models import Account
-from app.judging.models import Verdict
+from app.db import get
+from app.judging.models import Verdict, VerdictSet
 from app.pairs.models import Pair
 from app.review.models import Answer, Queue
 from app.stats.agreement import (
@@ -30,6 +31,7 @@ class Agreement:
     """What one audit says of its judge. Without answers there is no figure, only how many are missing."""
 
     queue: Queue
+    labels: str  # the set whose labels people checked
     n_pairs: int  # drawn
     n_audited: int  # pairs with at least one answer other than a skip
     n_skipped: int
@@ -81,6 +83,7 @@ def _compute(session: Session, queue: Queue, has_coefficients: bool) -> Agreemen
         table[LABELS.index(one)][3 if other is None else LABELS.index(other)] += 1
     return Agreement(
         queue=queue,
+        labels=get(session, VerdictSet, queue.verdict_set_id or 0).name,
         n_pairs=queue.n,
         n_audited=len({row.pair_id for row in said}),
         n_skipped=len(found) - len(said),

@@ -23,7 +23,7 @@ DEFAULT_WHY = {
     "repair": "An answer in a repair queue contradicts the verdict.",
     "adjudication": "People split evenly; this is the adjudicator’s word.",
 }
-LATER_WHY = "Decided after reading what the judge said."
+LATER_WHY = "Decided after the verdict was shown."
 
 
 def in_pair_frame(choice: str, is_swapped: bool) -> str:

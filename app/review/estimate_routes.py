@@ -9,6 +9,7 @@ from app.html import html
 from app.projects.access import Viewer
 from app.review.agreement_details import read_details, read_score_lines
 from app.review.estimates import read_estimates
+from app.review.pages import speaker_of
 from app.review.queues import project_queue
 
 router = APIRouter()
@@ -24,7 +25,7 @@ def show_estimates(request: Request, member: Viewer, session: Db, queue_id: int)
     whole = not request.headers.get("hx-request")
     return html(
         request, "review/estimate.html" if whole else "review/_estimate.html", title=f"Estimates of {queue.name}",
-        queue=queue, details=read_details(session, queue) if is_audit else None,
+        queue=queue, speaker=speaker_of(session, queue), details=read_details(session, queue) if is_audit else None,
         estimates=read_estimates(session, queue) if is_audit else None,
         scores=[] if is_audit else read_score_lines(session, queue),
     )  # fmt: skip

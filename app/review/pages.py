@@ -123,6 +123,15 @@ def read_others(session: Session, answer: Answer) -> list[tuple[str | None, str]
     return [(as_shown(word.choice, answer.is_swapped), word.why) for word in words if word.answer_id != answer.id]
 
 
-def named(member: Member, queue: Queue) -> dict[str, Any]:
-    """What every page of a queue is called."""
-    return {"queue": queue, "name": name_for(member, queue), "title": name_for(member, queue)}
+def speaker_of(session: Session, queue: Queue) -> str:
+    """Who gave the labels that people check here: “judge”, or “imported labels”, which no judge of ours gave."""
+    if queue.verdict_set_id is None:
+        return "judge"
+    judge = get(session, Judge, get(session, VerdictSet, queue.verdict_set_id).judge_id)
+    return "imported labels" if judge.kind == "imported" else "judge"
+
+
+def named(session: Session, member: Member, queue: Queue) -> dict[str, Any]:
+    """What every page of a queue is called, and whose labels it is about."""
+    name = name_for(member, queue)
+    return {"queue": queue, "name": name, "title": name, "speaker": speaker_of(session, queue)}

@@ -70,7 +70,7 @@ def show_queue(request: Request, member: Grader, session: Db, queue_id: int) -> 
     done, total = count_answered(session, queue)
     is_viewer = member.may("viewer")
     return html(
-        request, "review/queue.html", **named(member, queue), done=done, total=total,
+        request, "review/queue.html", **named(session, member, queue), done=done, total=total,
         page=read_page(request, session, results_table(member, queue)),
         progress=read_progress(session, queue, None if is_viewer else member.account.id),
         held=held_place(session, _kind_of(queue), queue, member.account.id),
@@ -116,7 +116,7 @@ def show_next(request: Request, member: Grader, session: Db, queue_id: int, auto
     last = last_answered(session, queue, member.account.id)
     done, total = count_answered(session, queue)
     return html(
-        request, "review/next.html", **named(member, queue), answer=answer, done=done, total=total,
+        request, "review/next.html", **named(session, member, queue), answer=answer, done=done, total=total,
         auto=auto, last=last, shown=read_shown(session, answer) if answer else None,
         others=read_others(session, answer) if answer and queue.kind == "adjudication" else [],
         revealed=read_revealed(session, last, queue, has_reasons=False) if last and auto else None,
@@ -153,7 +153,7 @@ def show_answer(request: Request, member: Grader, session: Db, answer_id: int) -
     outcome = None if revealed.choice is None else revealed.choice
     first = as_shown(answer.first, answer.is_swapped)
     return html(
-        request, "review/answer.html", **named(member, queue), answer=answer, revealed=revealed,
+        request, "review/answer.html", **named(session, member, queue), answer=answer, revealed=revealed,
         shown=read_shown(session, answer), first=first, later=as_shown(answer.later, answer.is_swapped),
         is_agreed=answer.first != "skip" and not is_contradiction(str(first), outcome),
         is_own=answer.account_id == member.account.id, later_why=LATER_WHY,

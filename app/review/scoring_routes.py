@@ -43,7 +43,7 @@ def show_next_mark(request: Request, member: Member, session: Session, queue: Qu
     mark = held_place(session, Mark, queue, member.account.id)
     done, total = count_answered(session, queue)
     return html(
-        request, "review/score.html", **named(member, queue), mark=mark, done=done, total=total,
+        request, "review/score.html", **named(session, member, queue), mark=mark, done=done, total=total,
         shown=read_completion(session, mark) if mark else None, asked=asked_of(session, queue),
         last=last_marked(session, queue, member.account.id),
     )  # fmt: skip
@@ -64,7 +64,7 @@ def show_mark(request: Request, member: Grader, session: Db, mark_id: int) -> Re
     if mark.answered_at is None:
         return RedirectResponse(f"{_root(member)}/{queue.id}/next", status_code=303)
     return html(
-        request, "review/scored.html", **named(member, queue), mark=mark, asked=asked_of(session, queue),
+        request, "review/scored.html", **named(session, member, queue), mark=mark, asked=asked_of(session, queue),
         shown=read_completion(session, mark), said=read_judge_scores(session, mark, queue) if mark.scores else [],
         is_own=mark.account_id == member.account.id,
     )  # fmt: skip

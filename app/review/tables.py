@@ -46,12 +46,15 @@ def queues_table(member: Member) -> Table:
         judged = sa.func.coalesce(VerdictSet.name, RatingSet.name)
         columns.insert(2, Column("verdict_set", judged, "Verdicts or scores", href=lambda row: _judged_url(root, row)))
         columns.append(Column("verdict_set_id", Queue.verdict_set_id, is_shown=False))
+        columns.append(Column("rating_set_id", Queue.rating_set_id, is_shown=False))
     filters = [Filter("kind", Queue.kind, "Kind", KINDS), Filter("state", state, "State", ("open", "done", "closed"))]
     return Table("queues", columns, source, Queue.id, [Queue.project_id == member.project.id], filters)
 
 
 def _judged_url(root: str, row: dict[str, Any]) -> str:
-    return f"{root}/judge/{row['verdict_set_id']}" if row["verdict_set_id"] else ""
+    if row["verdict_set_id"]:
+        return f"{root}/judge/{row['verdict_set_id']}"
+    return f"{root}/judge/ratings/{row['rating_set_id']}" if row["rating_set_id"] else ""
 
 
 def answers_table(member: Member, queue: Queue) -> Table:

@@ -162,10 +162,10 @@ def test_an_override_always_says_why(client: TestClient, queue: Queue) -> None:
     place = held()
     choice = str(as_shown("a", place.is_swapped))
     page = client.post(f"{ROOT}/answers/{place.id}", data={"choice": choice}).text
-    assert 'value="Decided after reading what the judge said."' in page
+    assert 'value="Decided after the verdict was shown."' in page
     client.post(f"{ROOT}/answers/{place.id}/later", data={"choice": "tie"})
     with reading() as session:
-        assert session.exec(select(Override.why)).one() == "Decided after reading what the judge said."
+        assert session.exec(select(Override.why)).one() == "Decided after the verdict was shown."
     client.post(f"{ROOT}/{queue.id}/next")
     place = held()
     client.post(f"{ROOT}/answers/{place.id}", data={"choice": str(as_shown("b", place.is_swapped))})

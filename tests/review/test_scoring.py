@@ -82,6 +82,12 @@ def test_recipes_of_before_stay_readable() -> None:
     assert isinstance(read, AuditRecipe) and read.references() == [("verdict_set", 5)]
 
 
+def test_the_list_leads_to_the_scores_a_queue_is_drawn_from(client: TestClient, project: Project) -> None:
+    ratings = make_ratings(project)
+    draw(project, ratings, n=2)
+    assert f'<a href="/p/demo/judge/ratings/{ratings.id}">strict scores</a>' in client.get(ROOT).text
+
+
 def test_scores_are_whole_numbers_on_the_scale(project: Project) -> None:
     queue = draw(project, make_ratings(project), n=2)
     with reading() as session:
