@@ -157,7 +157,8 @@ class LoraModels:
         self.net.add_adapter("value", lora_config(rank))
         if self.has_reference_adapter:
             self.net.load_adapter(start.place, adapter_name="reference", is_trainable=False)
-        self.value_head = _head(self.net.config.hidden_size, self.net.dtype)
+        # In float32 as the adapters are: steps of a small learning rate are lost in bfloat16.
+        self.value_head = _head(self.net.config.hidden_size, torch.float32)
         self.reward: Any = None
         self.has_reward = reward is not None
         if reward is None:
@@ -169,7 +170,18 @@ class LoraModels:
         self.body = self.net.get_base_model().base_model
         self.head = Head(self.net.get_base_model())
         self.pad_id = int(load_tokenizer(start).pad_token_id)
+        if self.net.dtype != torch.float32:
+            self._keep_inputs_narrow()
         self._use("policy")
+
+    def _keep_inputs_narrow(self) -> None:
+        """Adapters are float32 on a base of half the width. peft would copy each layer's input to float32 and keep the
+        copies for the backward pass, more than all other activations; autocast narrows the adapter's weights instead.
+        """
+        for module in self.net.modules():
+            if hasattr(module, "cast_input_dtype_enabled"):
+                module.cast_input_dtype_enabled = False
+        self.body.forward = torch.autocast(device().type, dtype=torch.bfloat16)(self.body.forward)
 
     def _add_reward(self, reward: Weights) -> None:
         from peft import PeftConfig, set_peft_model_state_dict
@@ -213,7 +225,7 @@ class LoraModels:
     def values(self, ids: Tensor, mask: Tensor, n: int) -> Tensor:
         self._use("value")
         hidden = _hidden(self.body, ids, mask)[:, -n - 1 : -1]
-        return self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1).float()
+        return self.value_head(hidden.float()).squeeze(-1).float()
 
     @torch.no_grad()
     def scores(self, ids: Tensor, mask: Tensor, n: int) -> Tensor:

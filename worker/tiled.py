@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 TILE = 2**24  # logits held at once: 64 MB in float32
+SMALL_TILE = 2**22  # the same on a CPU under a frozen head, where a tile costs nothing but itself
 
 
 class Head:
@@ -26,6 +27,11 @@ class Head:
     def vocabulary(self) -> int:
         return int(self.matrix.weight.shape[0])
 
+    @property
+    def is_frozen(self) -> bool:
+        """Whether nothing in it is trained, as under LoRA."""
+        return not any(parameter.requires_grad for parameter in self.matrix.parameters())
+
     def __call__(self, hidden: Tensor) -> Tensor:
         """Logits (…, vocabulary) in float32 of hidden states (…, hidden)."""
         logits = self.matrix(hidden).float() * self.times / self.over
@@ -33,15 +39,21 @@ class Head:
 
 
 def tiled_log_probs(
-    head: Head, hidden: Tensor, tokens: Tensor, temperature: float, tile: int = TILE
+    head: Head, hidden: Tensor, tokens: Tensor, temperature: float, tile: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Log-probability (b, n) of each token under softmax(logits / temperature), and the entropy (b, n) there.
 
-    hidden (b, n, h) are the states that predict the tokens (b, n). Where more than one tile is needed, a tile's logits
-    are computed again on the way back instead of being kept.
+    hidden (b, n, h) are the states that predict the tokens (b, n). Under a frozen head each state's slope is taken
+    while its tile is at hand, so that nothing else is kept. A trained head needs its logits again for its own gradient:
+    where more than one tile is needed, they are computed once more on the way back instead of being kept.
     """
     flat, wanted = hidden.flatten(0, 1), tokens.flatten()
-    size = max(1, tile // head.vocabulary)
+    is_frozen = head.is_frozen
+    default = SMALL_TILE if is_frozen and flat.device.type == "cpu" else TILE
+    size = max(1, (tile or default) // head.vocabulary)
+    if is_frozen:
+        log_probs, entropy = _FrozenHead.apply(flat, wanted, head, temperature, size)
+        return log_probs.view(tokens.shape), entropy.view(tokens.shape)
     if len(flat) <= size:
         found = [_one_tile(head, flat, wanted, temperature)]
     else:
@@ -56,5 +68,35 @@ def tiled_log_probs(
 def _one_tile(head: Head, hidden: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     shares = torch.log_softmax(head(hidden) / temperature, -1)
     with torch.no_grad():
-        entropy = -(shares.exp() * shares).sum(-1)
+        entropy = -shares.exp().mul_(shares).sum(-1)
     return shares.gather(-1, tokens.unsqueeze(-1)).squeeze(-1), entropy
+
+
+class _FrozenHead(torch.autograd.Function):
+    """The tiles of a head that is not trained. A token's log-probability depends on its own hidden state alone, so the
+    slope (n, h) of each is all that the way back needs."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, tokens: Tensor, head: Head, temperature: float, size: int
+    ) -> tuple[Tensor, Tensor]:
+        needs_slope = ctx.needs_input_grad[0]
+        said, entropies, slopes = [], [], []
+        for part, its in zip(hidden.split(size), tokens.split(size), strict=True):
+            part = part.detach().requires_grad_(needs_slope)
+            with torch.set_grad_enabled(needs_slope):
+                log_probs, entropy = _one_tile(head, part, its, temperature)
+                if needs_slope:
+                    slopes += torch.autograd.grad(log_probs.sum(), part)
+            said.append(log_probs.detach())
+            entropies.append(entropy)
+        if needs_slope:
+            ctx.save_for_backward(torch.cat(slopes))
+        entropy = torch.cat(entropies)
+        ctx.mark_non_differentiable(entropy)
+        return torch.cat(said), entropy
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (slopes,) = ctx.saved_tensors
+        return (slopes * gradients[0].unsqueeze(-1)).to(slopes.dtype), None, None, None, None

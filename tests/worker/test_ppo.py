@@ -252,3 +252,28 @@ def test_ppo_raises_the_rule_s_reward_without_a_reward_model(base: Weights, tmp_
     watch = Silent()
     train(Ppo(asked, 7, models, tokenizer, short), [prompt.ids], None, tmp_path / "state", watch)
     assert watch.metrics[12]["reward"] > watch.metrics[1]["reward"] + 2
+
+
+def test_bfloat16_reads_what_float32_reads_and_keeps_its_adapters_in_float32(base: Weights, tmp_path: Path) -> None:
+    reward = write_reward(tmp_path / "reward", base, True)
+    wide, narrow = (LoraModels(base, reward, 4, dtype) for dtype in ("float32", "bfloat16"))
+    with torch.no_grad():
+        for models in (wide, narrow):
+            for place, parameter in enumerate(models.policy_parameters()):
+                parameter.copy_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(place)))
+    assert {p.dtype for p in (*narrow.policy_parameters(), *narrow.value_parameters())} == {torch.float32}
+    ppo, prompts = make(narrow, base)
+    rollout = ppo.roll_out(prompts, seeded(1), lambda: None)
+    given = (rollout.ids, rollout.attention, rollout.tokens, 1.0)
+    last = rollout.mask.bool()
+    for mine, theirs in (
+        (narrow.policy_log_probs(*given)[0], wide.policy_log_probs(*given)[0]),
+        (narrow.reference_log_probs(*given), wide.reference_log_probs(*given)),
+        (rollout.log_probs, wide.policy_log_probs(*given)[0]),
+    ):
+        assert (mine - theirs)[last].abs().max() < 0.1  # eight bits of a mantissa
+    assert (wide.policy_log_probs(*given)[0] - wide.reference_log_probs(*given))[last].abs().max() > 0.2
+    before = [p.detach().clone() for p in narrow.policy_parameters()]
+    found = ppo.iterate(0, prompts, lambda: None)
+    assert found["grad_norm"] > 0 and found["value_grad_norm"] > 0
+    assert not all(torch.equal(a, b) for a, b in zip(before, narrow.policy_parameters(), strict=True))

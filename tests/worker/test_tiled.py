@@ -22,25 +22,32 @@ CONFIGS = {
 
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("tile", [2**24, 96 * 4])
-def test_tiles_equal_the_whole(name: str, tile: int) -> None:
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_tiles_equal_the_whole(name: str, tile: int, is_frozen: bool) -> None:
     torch.manual_seed(1)
     model: Any = AutoModelForCausalLM.from_config(CONFIGS[name]).eval()
+    if is_frozen:  # as under LoRA: the body is trained, the head (and what is tied to it) is not
+        model.get_output_embeddings().requires_grad_(False)
     ids = torch.randint(3, 96, (3, 9))
     tokens = ids[:, 4:]
+    weights = torch.linspace(-1, 2, tokens.numel()).view(tokens.shape)  # each token's own share of the gradient
     logits = model(input_ids=ids, use_cache=False).logits[:, 3:-1].float()
     shares = torch.log_softmax(logits / 0.7, -1)
     wanted = shares.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-    wanted.sum().backward()
+    (wanted * weights).sum().backward()
     gradients = {key: value.grad.clone() for key, value in model.named_parameters() if value.grad is not None}
     model.zero_grad()
     hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, 3:-1]
     found, entropy = tiled_log_probs(Head(model), hidden, tokens, 0.7, tile)
     assert torch.allclose(found, wanted, atol=1e-5)
     assert torch.allclose(entropy, -(shares.exp() * shares).sum(-1), atol=1e-5)
-    found.sum().backward()
+    (found * weights).sum().backward()
+    seen = 0
     for key, value in model.named_parameters():
         if value.grad is not None:
+            seen += 1
             assert torch.allclose(value.grad, gradients[key], atol=1e-5), key
+    assert seen == len(gradients) > 0
 
 
 def test_no_table_of_all_logits_is_held() -> None:
