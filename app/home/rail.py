@@ -7,6 +7,7 @@ import sqlalchemy as sa
 from sqlmodel import Session, SQLModel
 
 from app.projects.access import Member
+from app.runs.routes import PAGES
 from app.training.pages import METHODS
 
 # label, path below the project, table counted, kinds of run that make the dot
@@ -24,6 +25,12 @@ STAGES: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ("Settings", "settings", "", ()),
 )
 FOR_GRADERS = {"Review", "Grade"}
+# pages and forms whose address names no stage, and the one they belong to
+ELSEWHERE = {
+    "annotations": "review", "revisions": "review", "constitutions": "judge", "import": "prompts", "workers": "runs",
+    "experiments": "report", "import_annotations": "review", "check_prompts": "prompts", "rate": "judge",
+    "new_judge": "judge", "new_endpoint": "checkpoints", "export": "checkpoints",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,9 +67,21 @@ def read_rail(session: Session, member: Member, path: str) -> list[RailItem]:
         ).scalars()
     )
     root = f"/p/{member.project.slug}"
+    here = _stage_of(path.removeprefix(root).strip("/"))
     items = []
     for label, below, name, kinds in shown:
         url = f"{root}/{below}"
         is_running = bool(live & set(kinds)) or (label == "Runs" and bool(live))
-        items.append(RailItem(label, url, counts.get(name), is_running, path == url or path.startswith(url + "/")))
+        items.append(RailItem(label, url, counts.get(name), is_running, here == below))
     return items
+
+
+def _stage_of(below: str) -> str:
+    """The stage that a page below the project belongs to: by its own address, or by what it is a part of."""
+    first, _, rest = below.partition("/")
+    if first == "lineage":
+        noun = rest.partition("/")[0]
+        return _stage_of("runs" if noun == "run" else PAGES.get(noun, ""))
+    if first == "new":
+        return next((stage for _, stage, _, kinds in STAGES if rest in kinds), ELSEWHERE.get(rest, ""))
+    return ELSEWHERE.get(first, first)

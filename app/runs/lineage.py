@@ -1,7 +1,8 @@
 """Lineage: from any row to all it was made of, and forward to all that was made of it, laid out as a graph.
 
-Rows and runs alternate: a run reads rows and makes rows (`run_io`). Columns go from left to right in the order of
-making.
+A run reads rows and makes rows (`run_io`); of the rows that one run made, those that hold one another are joined too
+(an import's prompts, their pairs, and the labels of those). What the same run made beside the row asked for is drawn.
+Columns go from left to right in the order of making.
 """
 
 from collections import defaultdict, deque
@@ -28,6 +29,7 @@ class Node:
     name: str = ""
     detail: str = ""
     method: str = ""
+    n_overridden: int = 0  # of a pair set: labels that people have overridden
     column: int = 0
     x: int = 0
     y: int = 0
@@ -48,17 +50,21 @@ def read_graph(session: Session, project_id: int, start: Key) -> Graph:
     """Everything `start` came from and everything that came of it; raises NotFound for a row of another project."""
     graph = Graph()
     found: set[Key] = {start}
+    within: dict[int, list[tuple[Key, Key]]] = {}
     for is_up in (True, False):
         waiting = deque([start])
         while waiting:
             one = waiting.popleft()
-            for other in _beside(session, one, is_up):
+            for other in _next(session, one, is_up, within):
                 if other not in found:
                     if len(found) >= MOST:
                         graph.is_cut = True
                         continue
                     found.add(other)
                     waiting.append(other)
+    if start[0] != "run":
+        made = [one for run in _runs_at(session, start, is_up=True) for one in _rows_of(session, run, is_made=True)]
+        found.update([one for one in made if one not in found][: MOST - len(found)])
     known = _describe(session, project_id, found)
     if start not in known:
         raise NotFound(f"There is no {start[0].replace('_', ' ')} {start[1]}.")
@@ -68,21 +74,70 @@ def read_graph(session: Session, project_id: int, start: Key) -> Graph:
     return graph
 
 
-def _beside(session: Session, one: Key, is_up: bool) -> list[Key]:
-    """The next nodes in one direction."""
+def _next(session: Session, one: Key, is_up: bool, within: dict[int, list[tuple[Key, Key]]]) -> list[Key]:
+    """The next nodes in one direction; `within` keeps what was worked out of each run."""
     if one[0] == "run":
-        rows = select(RunIo.noun, RunIo.ref_id).where(RunIo.run_id == one[1], col(RunIo.is_output).is_not(is_up))
-        return [(noun, key) for noun, key in session.exec(rows.order_by(col(RunIo.id)).limit(MOST)).all()]
-    runs = select(RunIo.run_id).where(RunIo.noun == one[0], RunIo.ref_id == one[1], col(RunIo.is_output).is_(is_up))
-    return [("run", key) for key in session.exec(runs.order_by(col(RunIo.id)).limit(MOST)).all()]
+        return _rows_of(session, one[1], is_made=not is_up)
+    near: list[Key] = [("run", run) for run in _runs_at(session, one, is_up)]
+    for run in _runs_at(session, one, is_up=True):
+        within.setdefault(run, _held_within(session, _rows_of(session, run, is_made=True)))
+        near += [held if is_up else holder for held, holder in within[run] if one == (holder if is_up else held)]
+    return near
+
+
+def _rows_of(session: Session, run: int, is_made: bool) -> list[Key]:
+    """What a run made, or what it read."""
+    rows = select(RunIo.noun, RunIo.ref_id).where(RunIo.run_id == run, col(RunIo.is_output).is_(is_made))
+    return [(noun, key) for noun, key in session.exec(rows.order_by(col(RunIo.id)).limit(MOST)).all()]
+
+
+def _runs_at(session: Session, row: Key, is_up: bool) -> list[int]:
+    """The runs that made a row, or that read it."""
+    runs = select(RunIo.run_id).where(RunIo.noun == row[0], RunIo.ref_id == row[1], col(RunIo.is_output).is_(is_up))
+    return list(session.exec(runs.order_by(col(RunIo.id)).limit(MOST)).all())
+
+
+def _held_within(session: Session, rows: list[Key]) -> list[tuple[Key, Key]]:
+    """(held, holder) among rows by their foreign keys: a verdict set holds the pair set it judges."""
+    known = set(rows)
+    found = []
+    for noun in dict.fromkeys(noun for noun, _ in rows):
+        table = SQLModel.metadata.tables[noun]
+        keys = [(key.parent.name, key.column.table.name) for key in table.foreign_keys]
+        for row in session.execute(
+            sa.select(table).where(table.c.id.in_([key for one, key in rows if one == noun]))
+        ).mappings():
+            held = [(other, row[name]) for name, other in keys if (other, row[name]) in known]
+            found += [(one, (noun, row["id"])) for one in held if one != (noun, row["id"])]
+    return found
+
+
+def runs_like(session: Session, start: Key) -> list[Run]:
+    """Other runs of the same kind that read the same rows, such as its other seeds: of a run, or of what made a row."""
+    runs = [start[1]] if start[0] == "run" else _runs_at(session, start, is_up=True)[:1]
+    run = session.get(Run, runs[0]) if runs else None
+    read = set(_rows_of(session, run.id, is_made=False)) if run else set()
+    if run is None or not read:
+        return []
+    noun, key = min(read)
+    asked = (
+        select(Run).join(RunIo, col(RunIo.run_id) == col(Run.id))
+        .where(RunIo.noun == noun, RunIo.ref_id == key, ~col(RunIo.is_output))
+        .where(Run.kind == run.kind, Run.id != run.id, Run.project_id == run.project_id)
+    )  # fmt: skip
+    others = session.exec(asked.order_by(col(Run.id).desc()).limit(MOST)).all()
+    return [one for one in others if set(_rows_of(session, one.id, is_made=False)) == read]
 
 
 def _edges(session: Session, known: dict[Key, Node]) -> list[tuple[Key, Key]]:
-    """Every reading and making among these, also what lies on no way from the start."""
+    """Every reading, making and holding among these, also what lies on no way from the start."""
     runs = [key for noun, key in known if noun == "run"]
     rows = session.exec(select(RunIo).where(col(RunIo.run_id).in_(runs)).order_by(col(RunIo.id))).all()
     ends = [(("run", one.run_id), (one.noun, one.ref_id), one.is_output) for one in rows]
-    return [(run, row) if is_made else (row, run) for run, row, is_made in ends if row in known]
+    edges = [(run, row) if is_made else (row, run) for run, row, is_made in ends if row in known]
+    for run in runs:
+        edges += _held_within(session, [row for at, row, is_made in ends if at[1] == run and is_made and row in known])
+    return edges
 
 
 def _describe(session: Session, project_id: int, keys: Iterable[Key]) -> dict[Key, Node]:
@@ -104,9 +159,9 @@ def _describe(session: Session, project_id: int, keys: Iterable[Key]) -> dict[Ke
         for row in session.execute(wanted).mappings():
             version = f", version {row['version']}" if "version" in row else ""
             name = str(row.get("name") or f"{noun.replace('_', ' ')} {row['id']}")
-            nodes[noun, row["id"]] = Node(
-                (noun, row["id"]), name, noun.replace("_", " ") + version, row.get("method") or ""
-            )
+            n = int(row.get("n_overridden") or 0)
+            detail = noun.replace("_", " ") + version + (f", {n:,} overridden" if n else "")
+            nodes[noun, row["id"]] = Node((noun, row["id"]), name, detail, row.get("method") or "", n)
     return nodes
 
 

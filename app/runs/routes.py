@@ -16,7 +16,7 @@ from app.html import html
 from app.projects.access import Member, Researcher, Viewer
 from app.runs.curves import list_figures, read_curves
 from app.runs.event_files import write_events
-from app.runs.lineage import HEIGHT, WIDTH, read_graph
+from app.runs.lineage import HEIGHT, WIDTH, read_graph, runs_like
 from app.runs.models import ENDED, LIVE, LogLine, Metric, Run, RunIo, RunNeed, Sampled, Worker
 from app.runs.queue import cancel, resume
 from app.tables import FORMATS, Column, Filter, Format, Table, respond
@@ -189,7 +189,7 @@ def show_lineage(request: Request, member: Viewer, session: Db, noun: str, key: 
     graph = read_graph(session, member.project.id, (noun, key))
     return html(
         request, "runs/lineage.html", title="Lineage", graph=graph, centre=graph.nodes[noun, key], pages=PAGES,
-        width=WIDTH, height=HEIGHT,
+        width=WIDTH, height=HEIGHT, like=runs_like(session, (noun, key)),
     )  # fmt: skip
 
 
