@@ -130,14 +130,19 @@ def runs_like(session: Session, start: Key) -> list[Run]:
 
 
 def _edges(session: Session, known: dict[Key, Node]) -> list[tuple[Key, Key]]:
-    """Every reading, making and holding among these, also what lies on no way from the start."""
+    """Every reading, making and holding among these, also what lies on no way from the start.
+
+    What holds another row of its own run hangs on that row alone: the line from the run would cross it.
+    """
     runs = [key for noun, key in known if noun == "run"]
     rows = session.exec(select(RunIo).where(col(RunIo.run_id).in_(runs)).order_by(col(RunIo.id))).all()
     ends = [(("run", one.run_id), (one.noun, one.ref_id), one.is_output) for one in rows]
-    edges = [(run, row) if is_made else (row, run) for run, row, is_made in ends if row in known]
+    held: list[tuple[Key, Key]] = []
     for run in runs:
-        edges += _held_within(session, [row for at, row, is_made in ends if at[1] == run and is_made and row in known])
-    return edges
+        held += _held_within(session, [row for at, row, is_made in ends if at[1] == run and is_made and row in known])
+    hanging = {holder for _, holder in held}
+    read = [(row, run) for run, row, is_made in ends if row in known and not is_made]
+    return read + [(run, row) for run, row, is_made in ends if row in known and is_made and row not in hanging] + held
 
 
 def _describe(session: Session, project_id: int, keys: Iterable[Key]) -> dict[Key, Node]:
