@@ -96,6 +96,15 @@ class BiEncoder(nn.Module):
         found: dict[str, Tensor] = super().state_dict(*args, **kwargs)
         return {name: value for name, value in found.items() if self.rank is None or _is_own(name)}
 
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """Raises AppError unless it holds exactly what is trained."""
+        found = super().load_state_dict(state_dict, strict=False, assign=assign)
+        missing = [name for name in found.missing_keys if self.rank is None or _is_own(name)]
+        if missing or found.unexpected_keys:
+            raise AppError(f"These are not this bi-encoder’s weights: {(missing + found.unexpected_keys)[0]} differs.")
+        found.missing_keys.clear()
+        return found
+
     def save_pretrained(self, folder: Path, **_: Any) -> None:
         """Weights as safetensors and what it takes to load them; configuration only where the weights are whole."""
         (folder / FACTS).write_text(json.dumps({"scoring": self.scoring, "rank": self.rank}), encoding="utf-8")
@@ -128,7 +137,7 @@ def make_bi_encoder(start: Weights, scoring: str, rank: int | None, dtype: str, 
 
 
 def load_bi_encoder(weights: Weights, dtype: str = "float32") -> BiEncoder:
-    """What save_pretrained wrote, on its base where it is adapters. Raises AppError where tensors are missing."""
+    """What save_pretrained wrote, on its base where it is adapters. Raises AppError where the tensors do not fit."""
     from transformers import AutoConfig, AutoModel
 
     check_whole(weights)
@@ -140,10 +149,9 @@ def load_bi_encoder(weights: Weights, dtype: str = "float32") -> BiEncoder:
         config = AutoConfig.from_pretrained(weights.place, trust_remote_code=False)
         body = AutoModel.from_config(config, dtype=getattr(torch, dtype))
     model = BiEncoder(body, facts["scoring"], facts["rank"])
-    tensors = load_file(weights.folder / ("adapter_model.safetensors" if weights.base else "model.safetensors"))
-    if tensors.keys() != model.state_dict().keys():
-        raise AppError(f"The bi-encoder at {weights.folder.name} lacks tensors of its towers: train it again.")
-    model.load_state_dict(tensors, strict=False)
+    model.load_state_dict(
+        load_file(weights.folder / ("adapter_model.safetensors" if weights.base else "model.safetensors"))
+    )
     return model.to(device())
 
 

@@ -71,8 +71,9 @@ def store_checkpoint(
 
 
 def store_trained(
-    job: Job, model: Any, tokenizer: Any, curves: dict[str, float], *, role: str = "policy", step: int
-) -> int:
+    job: Job, model: Any, tokenizer: Any, curves: dict[str, float], *, role: str = "policy", step: int,
+    facts: dict[str, Any] | None = None,
+) -> int:  # fmt: skip
     """Stores what a trainer left in `model`: an adapter alone, or all weights; with the tokenizer."""
     is_adapter = hasattr(model, "peft_config")
 
@@ -93,7 +94,7 @@ def store_trained(
         is_adapter=is_adapter,
         step=step,
         n_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
-        facts={**facts_of(model, tokenizer), **held_out},
+        facts={**facts_of(model, tokenizer), **held_out, **(facts or {})},
     )
 
 

@@ -86,9 +86,11 @@ class LocalModel:
 
     def sample(
         self, prompts: Sequence[Messages], decoding: Mapping[str, Any], seed: int,
-        check: Callable[[], None] | None = None,
+        check: Callable[[], None] | None = None, streamer: Any = None,
     ) -> list[Sample]:  # fmt: skip
         """One completion for each prompt, all in one batch. A prompt too long for the context loses its beginning.
+
+        `streamer` is transformers' own kind and needs a batch of one.
 
         Raises Invalid when the new tokens leave no room for a prompt, and whatever `check` (called at every token)
         raises.
@@ -101,12 +103,13 @@ class LocalModel:
             raise Invalid(f"{n} new tokens do not fit this checkpoint's context of {self.context}: ask for fewer.")
         rows = [self.encode(messages) for messages in prompts]
         ids, mask = pad_left([row[-room:] for row in rows], self.pad_id, self.model.device)
-        out = self._generate(ids, mask, n, decoding, seed, check)[:, ids.shape[1] :].tolist()
+        out = self._generate(ids, mask, n, decoding, seed, check, streamer)[:, ids.shape[1] :].tolist()
         return [self._read(new, len(row) > room) for new, row in zip(out, rows, strict=True)]
 
     def _generate(
-        self, ids: Any, mask: Any, n: int, decoding: Mapping[str, Any], seed: int, check: Callable[[], None] | None
-    ) -> Any:
+        self, ids: Any, mask: Any, n: int, decoding: Mapping[str, Any], seed: int, check: Callable[[], None] | None,
+        streamer: Any = None,
+    ) -> Any:  # fmt: skip
         from transformers import GenerationConfig, StoppingCriteriaList
 
         temperature = float(decoding.get("temperature", 1.0))
@@ -123,8 +126,9 @@ class LocalModel:
         with torch.no_grad(), torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
             return self.model.generate(
-                input_ids=ids, attention_mask=mask, generation_config=config, stopping_criteria=criteria
-            )
+                input_ids=ids, attention_mask=mask, generation_config=config, stopping_criteria=criteria,
+                streamer=streamer,
+            )  # fmt: skip
 
     def _read(self, new: list[int], is_truncated: bool) -> Sample:
         ends = [place for place, token in enumerate(new) if token in self.end_ids]
@@ -182,9 +186,13 @@ class LocalModel:
 class RewardScorer:
     """A reward model in this process: one score for a prompt with its completion."""
 
-    def __init__(self, weights: Weights, dtype: str = "") -> None:
+    def __init__(self, weights: Weights, dtype: str = "", model: Any = None) -> None:
+        """`model`: one that is loaded already; `weights` then only name its tokenizer."""
         self.tokenizer = load_tokenizer(weights)
-        self.model = load_reward(weights, dtype or stored_dtype(weights)).eval().requires_grad_(False)
+        loaded = model if model is not None else load_reward(weights, dtype or stored_dtype(weights))
+        self.model = loaded.eval()
+        if model is None:
+            self.model.requires_grad_(False)
         self.context = context_of(self.model.config, self.tokenizer)
 
     def encode(self, prompt: Messages, text: str) -> list[int]:

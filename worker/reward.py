@@ -1,4 +1,7 @@
-"""The reward model with TRL: one output, −log σ(r(chosen) − r(rejected)) (Bradley and Terry 1952)."""
+"""The reward model with TRL: one output, −log σ(r(chosen) − r(rejected)) (Bradley and Terry 1952).
+
+A classifier that reads prompt and completion together, or SAWYER's bi-encoder (worker/bi_encoder.py).
+"""
 
 from pathlib import Path
 from typing import Any
@@ -9,8 +12,10 @@ from app.training.recipes import RewardRecipe
 from worker.bi_encoder import make_bi_encoder
 from worker.checkpoints import store_trained, weights_of
 from worker.job import Job, Watch
+from worker.llm import RewardScorer
 from worker.loading import Weights, device, load_full, load_tokenizer, lora_config
 from worker.preferences import Preferences, preferences_of
+from worker.reward_measure import measure_reward
 
 
 def make_classifier(start: Weights, recipe: RewardRecipe, seed: int) -> Any:
@@ -68,4 +73,9 @@ def train_reward(job: Job) -> None:
         start = weights_of(session, recipe.start)
     model, tokenizer, curves = fit_reward(recipe, job.seed, start, preferences, job.folder, job)
     job.spend(labels=len(preferences.train), trained_tokens=curves.get("tokens", 0))
-    store_trained(job, model, tokenizer, curves, role="reward", step=int(curves.get("step", 0)))
+    facts = {
+        "architecture": model.describe() if recipe.architecture == "bi_encoder" else "sequence classifier, one output",
+        "dtype": recipe.dtype,
+        **measure_reward(job, RewardScorer(start, model=model), preferences),
+    }
+    store_trained(job, model, tokenizer, curves, role="reward", step=int(curves.get("step", 0)), facts=facts)

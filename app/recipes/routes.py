@@ -15,6 +15,7 @@ from app.projects.access import Member, Researcher
 from app.recipes import RECIPES, read_recipe, recipe_class
 from app.runs.models import Run
 from app.runs.queue import NoRow, launch, new_form_key
+from app.runs.recipe import Recipe
 from app.runs.routes import run_as_json
 from app.training.pages import METHODS
 
@@ -62,11 +63,25 @@ def start_run(request: Request, kind: str, member: Researcher, session: Db, form
     values = read_form(recipe, form)
     form_key = str(form.get("form_key") or new_form_key())[:64]
     try:
-        run = launch(session, read_recipe({"kind": kind, **values}), project_id=member.project.id,
-                     account_id=member.account.id, form_key=form_key)  # fmt: skip
+        runs = launch_all(session, member, read_recipe({"kind": kind, **values}), form_key)
     except (Invalid, NoRow) as error:
         return _form_page(request, session, member, kind, values, error.fields or {"": [error.message]}, form_key)
-    return RedirectResponse(f"/p/{member.project.slug}/runs/{run.id}", status_code=303)
+    return RedirectResponse(f"/p/{member.project.slug}/runs/{runs[0].id}{_beside(runs)}", status_code=303)
+
+
+def launch_all(session: Session, member: Member, recipe: Recipe, form_key: str) -> list[Run]:
+    """A run for each recipe that this one stands for, most often itself alone; once however often it is sent."""
+    with session.begin_nested():  # all of them or none
+        return [
+            launch(session, one, project_id=member.project.id, account_id=member.account.id,
+                   form_key=f"{form_key[:60]}-{place}" if place else form_key)
+            for place, one in enumerate(recipe.spread())
+        ]  # fmt: skip
+
+
+def _beside(runs: list[Run]) -> str:
+    """The first run's curves with the others' laid over them."""
+    return "?" + "&".join(f"beside={run.id}" for run in runs[1:]) + "#curves" if runs[1:] else ""
 
 
 def _recipe_or_404(kind: str) -> Any:
@@ -77,11 +92,12 @@ def _recipe_or_404(kind: str) -> Any:
 
 @router.post("/api/v1/p/{project}/runs", status_code=201)
 def launch_run(member: Researcher, session: Db, recipe: dict[str, Any] = Body(...), form_key: str | None = None) -> Any:
-    """Launches a run of any kind: the body is a recipe with its `kind`. The same form_key twice is the same run."""
-    run = launch(
-        session, read_recipe(recipe), project_id=member.project.id, account_id=member.account.id, form_key=form_key
-    )
-    return run_as_json(run)
+    """Launches a run of any kind: the body is a recipe with its `kind`. The same form_key twice is the same run.
+
+    A recipe that stands for several runs (a reward model `also_from` other starts) answers with the others in `also`.
+    """
+    runs = launch_all(session, member, read_recipe(recipe), form_key or new_form_key())
+    return {**run_as_json(runs[0]), **({"also": [run_as_json(run) for run in runs[1:]]} if runs[1:] else {})}
 
 
 @router.get("/api/v1/recipes")

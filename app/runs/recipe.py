@@ -49,6 +49,10 @@ class Recipe(BaseModel):
     def check(self, session: Session, project_id: int) -> None:
         """Raises AppError where this may not be launched now; overridden where that depends on rows."""
 
+    def spread(self) -> list["Recipe"]:
+        """The recipes to launch for this one: itself; overridden where one form describes several runs."""
+        return [self]
+
     def references(self) -> list[tuple[str, int]]:
         """(noun, id) of every row the recipe points to."""
         found: list[tuple[str, int]] = []

@@ -70,3 +70,29 @@ def _probabilities(probabilities: ArrayLike, outcomes: ArrayLike) -> tuple[NDArr
     if len(p) == 0 or min(p.min(), y.min()) < 0 or max(p.max(), y.max()) > 1:
         raise ValueError("probabilities and outcomes must lie in 0..1, one item or more")
     return p, y
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """One bin of a reliability diagram: items whose confidence lies in [low, high), and the share that were right."""
+
+    low: float
+    high: float
+    n: int
+    confidence: float  # mean
+    right: float
+
+
+def reliability(probabilities: ArrayLike, outcomes: ArrayLike, n_bins: int = 5) -> list[Reliability]:
+    """Confidence of the side that is favoured, max(p, 1 - p), against how often it was right; bins of equal width
+    over 0.5..1, empty ones left out. `outcomes` in {0, 1}, both shape (items,). Guo et al. 2017, figure 1."""
+    p, y = _probabilities(probabilities, outcomes)
+    confidence, right = np.maximum(p, 1 - p), np.where(p >= 0.5, y, 1 - y)
+    place = np.minimum(((confidence - 0.5) * 2 * n_bins).astype(int), n_bins - 1)
+    found = []
+    for one in np.unique(place):
+        inside = place == one
+        edges = 0.5 + np.array([one, one + 1]) / (2 * n_bins)
+        found.append(Reliability(float(edges[0]), float(edges[1]), int(inside.sum()),
+                                 float(confidence[inside].mean()), float(right[inside].mean())))  # fmt: skip
+    return found

@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Method = Literal["sft", "reward", "dpo", "simpo", "kto", "ppo", "grpo", "rloo"]
+Method = Literal["sft", "reward", "bi_encoder", "dpo", "simpo", "kto", "ppo", "grpo", "rloo"]
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 # method → (models that are trained, models that are only read)
 FULL_COPIES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "sft": (("policy",), ()),
     "reward": (("reward",), ()),
+    "bi_encoder": (("prompt tower", "completion tower"), ()),
     "dpo": (("policy",), ()),  # the reference is read before the first step, by the same weights
     "simpo": (("policy",), ()),
     "kto": (("policy",), ("reference",)),
@@ -88,7 +89,7 @@ def forecast_memory(
     width, n = BYTES[dtype], count_parameters(config)
     trained, read = FULL_COPIES[method]
     read = read if has_reference else tuple(name for name in read if name != "reference")
-    texts = 2 * batch if method in {"dpo", "simpo", "reward"} else batch
+    texts = 2 * batch if method in {"dpo", "simpo", "reward", "bi_encoder"} else batch
     if is_lora:
         adapter = count_adapter(config, rank)
         parts = [Part("one frozen base", n * width)]

@@ -26,8 +26,14 @@ class Note:
     evidence: tuple[tuple[str, int, float], ...]
 
 
-def write_notes(kind: str, recipe: Mapping[str, Any], curves: Mapping[str, Points], n_repeated: int = 0) -> list[Note]:
-    """What a practitioner would say of these curves; the gravest first. `n_repeated`: rows equal to an earlier one."""
+def write_notes(
+    kind: str, recipe: Mapping[str, Any], curves: Mapping[str, Points], n_repeated: int = 0,
+    held_out: Mapping[str, Any] | None = None,
+) -> list[Note]:  # fmt: skip
+    """What a practitioner would say of these curves; the gravest first.
+
+    `n_repeated`: rows equal to an earlier one; `held_out`: what was measured of a reward model at its end.
+    """
     found: list[Note | None] = [_not_finite(curves), _too_hot(kind, curves), _dev_rising(kind, curves)]
     if kind in PAIRED:
         found.append(_chosen_falling(curves))
@@ -38,7 +44,7 @@ def write_notes(kind: str, recipe: Mapping[str, Any], curves: Mapping[str, Point
         found += [_value_idle(curves), _clipping(curves)]
     if kind in {"grpo", "rloo"}:
         found.append(_no_spread(curves))
-    found.append(_repeated(n_repeated))
+    found += [_unlike_judge(held_out, curves) if held_out else None, _repeated(n_repeated)]
     return sorted((note for note in found if note is not None), key=lambda note: note.level != "act")
 
 
@@ -111,6 +117,27 @@ def _dev_rising(kind: str, curves: Mapping[str, Points]) -> Note | None:
             return Note("look", text, _at("dev_loss", best, last) + _at("dev_accuracy", then, accuracy[-1]))
     text += "It is learning its training rows by heart: stop near that step, take fewer epochs, or more data."
     return Note("act", text, _at("dev_loss", best, last))
+
+
+def _unlike_judge(held_out: Mapping[str, Any], curves: Mapping[str, Points]) -> Note | None:
+    """A reward model whose interval leaves room for guessing, or for reading nothing but lengths."""
+    found, over, rule = held_out["accuracy"], held_out["over_length"], held_out["by_length"]["value"]
+    step = max((step for points in curves.values() for step, _ in points), default=0)
+    said = f"{found['value']:.2f} of {found['n']:,} held-out rows [{found['low']:.2f}, {found['high']:.2f}]"
+    if found["low"] <= 0.5:
+        text = (
+            f"It does not reproduce the judge: it prefers the chosen in {said}, which guessing may give too. What "
+            "follows it follows noise: judge more pairs, look at the judge’s own consistency, or train longer."
+        )
+        return Note("act", text, _at("held_out_accuracy", (step, found["value"])))
+    if over["low"] <= 0:
+        text = (
+            f"It is not shown to read more than length: it prefers the chosen in {said}, and the rule “prefer the "
+            f"{held_out['length_rule']}” in {rule:.2f}. A policy trained on it may learn that alone: compare texts of "
+            "like length, or judge more pairs whose preferred side is not the one that the rule takes."
+        )
+        return Note("act", text, _at("held_out_accuracy", (step, found["value"])) + _at("length_rule", (step, rule)))
+    return None
 
 
 def _chosen_falling(curves: Mapping[str, Points]) -> Note | None:

@@ -129,7 +129,8 @@ def read_panel(session: Session, run: Run) -> dict[str, Any]:
         .where(col(Metric.run_id) == run.id)
         .order_by(col(Metric.name))
     ).all()
-    return {"named": named, "latest": latest, "headline": HEADLINES[run.kind], "notes": read_notes(session, run)}
+    return {"named": named, "latest": latest, "headline": HEADLINES[run.kind], "notes": read_notes(session, run),
+            "facts": facts_made(session, run)}  # fmt: skip
 
 
 def read_notes(session: Session, run: Run) -> list[Note]:
@@ -141,7 +142,17 @@ def read_notes(session: Session, run: Run) -> list[Note]:
     thinned = names.where(sa.or_(col(Metric.step) % every == 0, col(Metric.name).startswith("dev_")))
     for name, step, value in session.execute(thinned.order_by(col(Metric.name), col(Metric.step))):
         curves[name].append((step, value))
-    return write_notes(run.kind, run.recipe, curves, int(run.cost.get("repeated_rows", 0)))
+    return write_notes(
+        run.kind, run.recipe, curves, int(run.cost.get("repeated_rows", 0)), facts_made(session, run).get("held_out")
+    )
+
+
+def facts_made(session: Session, run: Run) -> dict[str, Any]:
+    """What a reward run's checkpoint says of itself; empty for another kind, or until it stands."""
+    if run.kind != "reward":
+        return {}
+    made = select(Checkpoint.facts).where(Checkpoint.run_id == run.id).order_by(col(Checkpoint.step).desc())
+    return dict(session.exec(made).first() or {})
 
 
 def read_config(session: Session, checkpoint: Checkpoint) -> Mapping[str, Any] | None:
@@ -184,8 +195,9 @@ def read_forecast(session: Session, member: Member, kind: str, values: Mapping[s
         else:
             batch = number("prompts_per_step") * number("group_size")
     dtype = str(values.get("dtype", "float32"))
+    method = "bi_encoder" if values.get("architecture") == "bi_encoder" else kind
     return forecast_memory(
-        config, kind, is_lora=str(values.get("is_lora", "false")) == "true", rank=int(number("lora_rank")),  # type: ignore[arg-type]
+        config, method, is_lora=str(values.get("is_lora", "false")) == "true", rank=int(number("lora_rank")),  # type: ignore[arg-type]
         dtype=dtype if dtype in {"float32", "bfloat16"} else "float32", batch=max(1, int(batch)), length=int(length),
         has_reference=kind not in {"grpo", "rloo"} or number("beta") > 0,
     )  # fmt: skip

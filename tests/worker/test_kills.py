@@ -67,6 +67,7 @@ GIVEN: dict[str, Any] = {**OFFLINE, "epochs": 5, "save_every": 2, "eval_every": 
 METHODS: dict[str, Fit] = {
     "sft": offline(fit_sft, SftRecipe(**GIVEN)),
     "reward": offline(fit_reward, RewardRecipe(**GIVEN)),
+    "bi_encoder": offline(fit_reward, RewardRecipe(**GIVEN, architecture="bi_encoder", scoring="cosine", is_lora=True)),
     "dpo": offline(fit_dpo, DpoRecipe(**GIVEN, reference=1)),
     "simpo": offline(fit_dpo, SimpoRecipe(**GIVEN)),
     "kto": offline(fit_kto, KtoRecipe(**GIVEN, reference=1)),
