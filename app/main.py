@@ -33,6 +33,7 @@ from app.home.rail import read_rail
 from app.html import html
 from app.judging import rating_routes as ratings
 from app.judging import routes as judging
+from app.pairs import play_routes as playground
 from app.pairs import routes as pairs
 from app.projects import routes as projects
 from app.projects.access import check_policies
@@ -45,6 +46,7 @@ from app.review import routes as review
 from app.revising import routes as revising
 from app.runs import routes as runs
 from app.training import diff_routes as label_diffs
+from app.training import round_routes as rounds
 from app.training import routes as training
 
 log = logging.getLogger(__name__)
@@ -54,9 +56,9 @@ POLICY = (
     "form-action 'self'; frame-ancestors 'none'"
 )
 SLICES = (
-    accounts, projects, home, import_wizard, prompts, checkpoints, exports, pairs, annotations, constitutions,
-    judging, ratings, judge_cards, estimates, review, revising, label_diffs, training, benchmarks, grading, report,
-    experiments, recipes, runs,
+    accounts, projects, home, import_wizard, prompts, checkpoints, exports, pairs, playground, annotations,
+    constitutions, judging, ratings, judge_cards, estimates, review, revising, label_diffs, rounds, training,
+    benchmarks, grading, report, experiments, recipes, runs,
 )  # fmt: skip
 
 

@@ -7,9 +7,11 @@ from typing import Any
 import sqlalchemy as sa
 from sqlmodel import Session, col, select
 
-from app.checkpoints.models import Checkpoint
+from app.checkpoints.models import Arm, Checkpoint
+from app.db import get
 from app.experiments.models import Experiment, Step
 from app.runs.models import Run, RunIo
+from app.training.recipes import LONGEST_LINE
 
 SHARED = 0  # the seed of steps that all seeds share
 
@@ -54,6 +56,13 @@ class ReportArm:
     whole_cost: Mapping[str, float]  # with everything it was made from
     data: str  # what it was trained on, in numbers
     settings: Mapping[str, Any] = field(default_factory=dict)
+    in_context: Arm | None = None  # nothing was trained: the checkpoint with what this arm puts before each prompt
+    root: int = 0  # the checkpoint that its line began with
+
+    @property
+    def scored(self) -> tuple[str, int]:
+        """What a benchmark's recipe names: an arm in context, or a checkpoint."""
+        return ("arm", self.in_context.id) if self.in_context else ("checkpoint", self.checkpoint.id)
 
     @property
     def is_base(self) -> bool:
@@ -116,7 +125,8 @@ def read_arms(session: Session, material: Material) -> list[ReportArm]:
     names = _names(material)
     arms = []
     for step in material.steps:
-        key = material.made(step, "checkpoint")
+        in_context = _in_context(session, material, step) if step.arm else None
+        key = in_context.checkpoint_id if in_context else material.made(step, "checkpoint")
         checkpoint = session.get(Checkpoint, key) if step.arm and key is not None else None
         if checkpoint is None:
             continue
@@ -125,13 +135,38 @@ def read_arms(session: Session, material: Material) -> list[ReportArm]:
         before = [material.runs[one] for one in lineage(material, run.id)] if run else []
         arms.append(
             ReportArm(
-                name=step.arm, method="base" if step.arm.casefold() == "base" else checkpoint.method, seed=step.seed,
-                checkpoint=checkpoint, step=step, run=run, start=names.get(recipe.get("start"), ""),
+                name=step.arm, method=_method(step, checkpoint, in_context), seed=step.seed,
+                checkpoint=checkpoint, step=step, run=run,
+                start=names.get(recipe.get("start") or recipe.get("checkpoint"), ""),
                 reference=names.get(recipe.get("reference"), ""), own_cost=run.cost if run else {},
-                whole_cost=sum_costs(before), data=_data(material, step), settings=_settings(recipe),
+                whole_cost=sum_costs(before), data=_data(session, material, step),
+                settings=_settings(recipe), in_context=in_context, root=_root(session, checkpoint),
             )
         )  # fmt: skip
     return arms
+
+
+def _in_context(session: Session, material: Material, step: Step) -> Arm | None:
+    """The arm that a step made which trains nothing; of a checkpoint, since others are scored by nothing here."""
+    key = material.made(step, "arm") if step.recipe.get("kind") == "in_context" else None
+    arm = session.get(Arm, key) if key is not None else None
+    return arm if arm is not None and arm.checkpoint_id is not None else None
+
+
+def _method(step: Step, checkpoint: Checkpoint, in_context: Arm | None) -> str:
+    if in_context is not None:
+        return in_context.method
+    return "base" if step.arm.casefold() == "base" else checkpoint.method
+
+
+def _root(session: Session, checkpoint: Checkpoint) -> int:
+    """The checkpoint that a line of trainings began with."""
+    row = checkpoint
+    for _ in range(LONGEST_LINE):
+        if row.parent_id is None:
+            break
+        row = get(session, Checkpoint, row.parent_id)
+    return row.id
 
 
 def _names(material: Material) -> dict[Any, str]:
@@ -144,13 +179,15 @@ def _names(material: Material) -> dict[Any, str]:
     return found
 
 
-def _data(material: Material, step: Step) -> str:
+def _data(session: Session, material: Material, step: Step) -> str:
     """What a training step learned from, in numbers."""
     run = material.run_of(step)
     if run is None:
         return ""
     recipe, cost = run.recipe, run.cost
     kind = recipe.get("kind")
+    if kind == "in_context":
+        return "nothing: told in context"
     if kind == "ppo":
         return f"{recipe['iterations'] * recipe['rollouts']:,} fresh rollouts"
     if kind in {"grpo", "rloo"}:
@@ -161,6 +198,10 @@ def _data(material: Material, step: Step) -> str:
             if not recipe.get("max_steps")
             else f", {recipe['max_steps']} steps"
         )
+        if recipe.get("arm") is not None:
+            n = int(cost.get("demonstrations", 0))
+            written = f"{n:,} completion{'' if n == 1 else 's'} by {get(session, Arm, recipe['arm']).name}"
+            return written + passes
         n = int(cost.get("labels", 0))
         return f"{n:,} {'pair' if n == 1 else 'pairs'}{passes}"
     if kind == "demo_base":
@@ -169,7 +210,8 @@ def _data(material: Material, step: Step) -> str:
 
 
 LEFT_OUT = {
-    *("kind", "name", "seed", "start", "reference", "snapshot", "prompt_set", "reward"),
+    *("kind", "name", "seed", "start", "reference", "snapshot", "prompt_set", "reward", "arm", "judge"),
+    *("checkpoint", "endpoint", "constitution", "revision_set"),
     *("save_every", "sample_every", "eval_every", "dtype", "role"),
 }
 
@@ -182,7 +224,12 @@ def _settings(recipe: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def pick_base(arms: list[ReportArm], seed: int) -> ReportArm | None:
-    """The arm that others of this seed are compared with: called base, else what nothing was trained for."""
-    same = [arm for arm in arms if arm.seed in {seed, SHARED}]
+def pick_base(arms: list[ReportArm], one: ReportArm) -> ReportArm | None:
+    """The arm that this one is compared with, of its seed: where arms grew from several, the one it grew from; else the
+    one called base, else what nothing was trained for. Of several that others grew from, each stands for itself."""
+    same = [arm for arm in arms if arm.seed in {one.seed, SHARED}]
+    roots = {arm.root for arm in same if arm.checkpoint.id != arm.root}
+    begun = [arm for arm in same if arm.checkpoint.id in roots and arm.in_context is None]
+    if len(begun) > 1:
+        return next((arm for arm in begun if arm.checkpoint.id == one.root), None)
     return next((arm for arm in same if arm.is_base), next((arm for arm in same if arm.method == "imported"), None))

@@ -7,6 +7,8 @@ from app.report.arms import ReportArm
 from app.report.people import AuditLine, GradingLine
 from app.report.report import Report
 from app.report.results import BenchmarkResults, MetricResults, as_number_row
+from app.report.teachers import TeacherLine
+from app.training.rounds import round_as_json
 
 NAMED = {"id", "name", "question", "sha256", "scale", "seeds", "status"}
 
@@ -28,6 +30,16 @@ def report_as_json(report: Report) -> dict[str, Any]:
         "devices": report.devices,
         "results": [as_number_row(row) for row in report.rows],
         "benchmarks": [_benchmark_as_json(one) for one in report.results],
+        "rounds": [
+            {
+                "arm": of.arm.name,
+                "seed": of.arm.seed,
+                "fresh": of.fresh,
+                "rounds": [round_as_json(one) for one in of.rounds],
+            }
+            for of in report.rounds
+        ],
+        "teachers": [_teacher_as_json(line) for line in report.teachers],
         "headline": [[one.benchmark.name, one.metric] for one in report.headline],
         "gradings": [_grading_as_json(line) for line in report.gradings],
         "audits": [_audit_as_json(line) for line in report.audits],
@@ -39,6 +51,15 @@ def report_as_json(report: Report) -> dict[str, Any]:
         ],
         "limits": report.limits,
     }
+
+
+def _teacher_as_json(line: TeacherLine) -> dict[str, Any]:
+    return {
+        "benchmark": line.metric.benchmark.name, "metric": line.metric.metric, "arm": line.arm.name,
+        "seed": line.arm.seed, "critic": line.critic, "start": line.start and line.start.name,
+        "gain": line.gain and asdict(line.gain), "teacher": line.teacher and line.teacher.name,
+        "over_teacher": line.over_teacher and asdict(line.over_teacher), "reading": line.reading,
+    }  # fmt: skip
 
 
 def _arm_as_json(arm: ReportArm) -> dict[str, Any]:

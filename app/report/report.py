@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from sqlmodel import Session, col, select
 
+from app.checkpoints.models import Checkpoint
 from app.experiments.models import Experiment
 from app.judging.models import Judge
 from app.report.arms import Material, ReportArm, read_arms, read_material, sum_costs
@@ -20,7 +21,9 @@ from app.report.results import (
     result_rows,
     table_columns,
 )
+from app.report.rounds import ArmRounds, read_arm_rounds
 from app.report.signals import training_judges
+from app.report.teachers import TeacherLine, lacks_teacher, read_teacher_lines
 from app.runs.models import Run, Worker
 
 
@@ -38,6 +41,8 @@ class Report:
     columns: list[tuple[str, MetricResults]]
     rows: list[ResultRow]
     headline: list[MetricResults]
+    teachers: list[TeacherLine]
+    rounds: list[ArmRounds]
     drawings: list[Drawing]
     rewards: Rewards | None
     examples: list[Example]
@@ -53,6 +58,15 @@ class Report:
     def subject(self) -> str:
         """What a difference is about."""
         return "this method" if len(self.experiment.seeds) > 1 else "this checkpoint"
+
+    @property
+    def has_teachers(self) -> bool:
+        """Whether an arm was trained by SFT on a critic's own completions."""
+        return any(line.teacher for line in self.teachers)
+
+    def called(self, checkpoint: Checkpoint) -> str:
+        """What the report calls a checkpoint: its arm's name, where it is one."""
+        return next((arm.name for arm in self.arms if arm.scored == ("checkpoint", checkpoint.id)), checkpoint.name)
 
     @property
     def is_grading_planned(self) -> bool:
@@ -79,18 +93,20 @@ def read_report(session: Session, experiment: Experiment) -> Report:
     material = read_material(session, experiment)
     arms = read_arms(session, material)
     results, others = read_results(session, material, arms)
-    columns = table_columns(results)
+    columns, headline = table_columns(results), pick_headline(results)
+    teachers = read_teacher_lines(session, material, arms, headline)
     examples, examples_from = read_examples(session, material, results, arms)
     gradings, audits = read_gradings(session, material), read_audits(session, material)
     own = [material.runs[step.run_id] for step in material.steps if step.run_id in material.runs]
     return Report(
         experiment=experiment, material=material, arms=arms, others=others, methods=describe(session, material),
         judges=training_judges(session, material), results=results, columns=columns, rows=result_rows(arms, columns),
-        headline=pick_headline(results), drawings=read_drawings(session, material),
+        headline=headline, teachers=teachers, rounds=read_arm_rounds(session, arms),
+        drawings=read_drawings(session, material),
         rewards=read_rewards(session, material, results, arms), examples=examples, examples_from=examples_from,
         gradings=gradings, audits=audits, budget=sum_costs(list({run.id: run for run in own}.values())),
         versions=_versions(own), devices=_devices(session, own),
-        limits=find_limits(session, material, arms, results, gradings, audits),
+        limits=[*lacks_teacher(teachers), *find_limits(session, material, arms, results, gradings, audits)],
     )  # fmt: skip
 
 

@@ -89,19 +89,21 @@ def read_results(
     session: Session, material: Material, arms: list[ReportArm]
 ) -> tuple[list[BenchmarkResults], list[ReportArm]]:
     """Results of every finished benchmark step, and what it scored that has no arm's name (reward models)."""
-    of_checkpoint = {arm.checkpoint.id: arm for arm in arms}
+    known = {arm.scored: arm for arm in arms}
     scored: dict[int, list[tuple[ReportArm, int]]] = {}
     for step in material.of_kind("benchmark"):
         run, benchmark_id = material.run_of(step), material.made(step, "benchmark")
         if run is None or benchmark_id is None:
             continue
-        arm = of_checkpoint.get(run.recipe["checkpoint"]) or _unnamed(session, material, run.recipe["checkpoint"])
+        noun = "checkpoint" if run.recipe.get("checkpoint") is not None else "arm"
+        key = int(run.recipe[noun])
+        arm = known.get((noun, key)) or (_unnamed(session, material, key) if noun == "checkpoint" else None)
         if arm is not None:
-            of_checkpoint[arm.checkpoint.id] = arm
+            known[noun, key] = arm
             scored.setdefault(benchmark_id, []).append((arm, run.id))
     signals = training_signals(session, material)
     found = [_read_one(session, get(session, Benchmark, key), rows, arms, signals) for key, rows in scored.items()]
-    return found, [arm for arm in of_checkpoint.values() if arm not in arms]
+    return found, [arm for arm in known.values() if arm not in arms]
 
 
 def _unnamed(session: Session, material: Material, checkpoint_id: int) -> ReportArm | None:
@@ -136,7 +138,7 @@ def _read_one(
             level = levels.get((run_id, metric, ""))
             if level is None:
                 continue
-            base = pick_base(arms, arm.seed)
+            base = pick_base(arms, arm)
             other = run_of.get((base.name, base.seed)) if base else None
             known = other is not None and other != run_id and (other, metric, "") in levels
             found = difference(read(run_id, metric), read(other, metric)) if known and other is not None else None

@@ -1,8 +1,17 @@
 """Studies as files: each runs whole at the scale tiny, offline, with the steps and arms of the full one."""
 
-import pytest
+import html
+import re
+from typing import Any
+from urllib.parse import parse_qs
 
-from app.accounts.logins import make_account
+import pytest
+from sqlmodel import col, select
+from starlette.testclient import TestClient
+
+from app.accounts.logins import COOKIE, make_account, make_login
+from app.accounts.models import Account
+from app.checkpoints.models import Checkpoint
 from app.db import get, reading, transaction
 from app.errors import Invalid
 from app.experiments.advance import advance_all
@@ -10,7 +19,10 @@ from app.experiments.board import experiment_as_json
 from app.experiments.files import read_experiment, read_shipped
 from app.experiments.models import Experiment
 from app.experiments.start import start_experiment
+from app.main import create_app
 from app.projects.projects import make_project
+from app.runs.models import Run
+from app.stats.teacher_critic import SAID
 from tests.experiments.test_advance import work_off
 
 GIVEN = {
@@ -52,6 +64,83 @@ def test_it_runs_offline_at_the_tiny_scale(sqlite_database: str, name: str) -> N
             break
     assert {step["name"]: step["error"] for step in shown["steps"] if step["status"] != "done"} == {}
     assert shown["status"] == "done"
+    with transaction() as session:
+        cookie = make_login(session, session.exec(select(Account)).one(), "session")
+    with TestClient(create_app(), base_url="http://127.0.0.1", cookies={COOKIE: cookie}) as client:
+        assert client.get("/p/lab/report/1").status_code == 200
+        found = client.get("/p/lab/report/1.json").json()
+        {"rounds": check_rounds, "grid": check_grid}.get(name, lambda *_: None)(client, found)
+
+
+def check_rounds(client: TestClient, found: dict[str, Any]) -> None:
+    """The report tells what was new in each round, and a checkpoint's page leads to the next one, filled in."""
+    rounds = {one["arm"]: one for one in found["rounds"]}
+    assert {arm: len(one["rounds"]) for arm, one in rounds.items()} == {
+        "DPO, round 1": 1, "DPO, round 2": 2, "DPO, one round, as many labels": 1, "PPO": 1,
+    }  # fmt: skip
+    assert [bool(one["fresh"]) for one in rounds.values()] == [False, False, False, True]
+    first, second = rounds["DPO, round 2"]["rounds"]
+    assert first == rounds["DPO, round 1"]["rounds"][0] and first["prompts"] == first["new_prompts"] == 30
+    assert second["start"] == first["checkpoint"] and second["reference"] == first["start"] == first["reference"]
+    assert first["is_own_samples"] and second["is_own_samples"] and 0 < second["new_prompts"] < second["prompts"] == 30
+    page = client.get("/p/lab/report/1").text
+    assert 'id="rounds"' in page and "then 32 fresh rollouts of its own" in page
+    here = f"/p/lab/train/checkpoints/{second['checkpoint']}/rounds"
+    assert f"{here}/line" in client.get(f"/p/lab/checkpoints/{second['checkpoint']}").text
+    line = client.get(f"{here}/line").text
+    assert "Round 2:" in line and here in line
+    assert [one["round"] for one in client.get(f"{here}.json").json()["rounds"]] == [1, 2]
+    follow_the_next_round(client, here, second)
+    with reading() as session:
+        reward = session.exec(select(Checkpoint).where(Checkpoint.role == "reward")).one()
+    assert client.get(f"/p/lab/train/checkpoints/{reward.id}/rounds").status_code == 422
+
+
+def follow_the_next_round(client: TestClient, here: str, second: dict[str, Any]) -> None:
+    """Presses one form after another of round 3, as they are filled in, and trains it."""
+    for label, kind in (("Sample pairs", "generate"), ("Judge", "judge"), ("Freeze", "snapshot")):
+        press(client, here, label, kind)
+    trained = press(client, here, "Train on, held to where the rounds began", "dpo")
+    dpo = trained.recipe
+    assert dpo["start"] == second["checkpoint"] and dpo["reference"] == second["reference"] and dpo["is_later_round"]
+    assert dpo["lr"] == 2.0e-4 and dpo["max_length"] == 256
+    with reading() as session:
+        made = session.exec(select(Checkpoint).where(Checkpoint.run_id == trained.id)).one()
+    rounds = client.get(f"/p/lab/train/checkpoints/{made.id}/rounds.json").json()["rounds"]
+    assert [one["round"] for one in rounds] == [1, 2, 3] and made.name == "round 3"
+
+
+def press(client: TestClient, here: str, label: str, kind: str) -> Run:
+    """Opens the form that a button leads to, sends what it was filled in with, and does the run."""
+    page = client.get(here).text
+    address = re.search(r'href="([^"]+)">' + re.escape(label) + "<", page)
+    assert address, page
+    form = client.get(html.unescape(address[1])).text
+    key = re.search(r'name="form_key" value="([^"]+)"', form)
+    assert key
+    sent = parse_qs(html.unescape(address[1]).partition("?")[2])
+    done = client.post(f"/p/lab/new/{kind}", data={**sent, "form_key": key[1]})
+    assert done.status_code == 200, done.text
+    work_off()
+    with reading() as session:
+        run = session.exec(select(Run).order_by(col(Run.id).desc())).first()
+    assert run is not None and run.kind == kind and run.status == "done", run and run.error
+    return run
+
+
+def check_grid(client: TestClient, found: dict[str, Any]) -> None:
+    """Every family stands by its own base, and each arm with a critic beside SFT on that critic's completions."""
+    lines = {(one["arm"], one["critic"]): one for one in found["teachers"]}
+    assert len(lines) == 8
+    for (arm, critic), one in lines.items():
+        strength, family = arm.split()[2], arm.rpartition(", ")[2]
+        assert one["teacher"] == f"SFT on {strength}, {family}" and critic.startswith("checkpoint: ")
+        assert one["start"] == f"SFT on {arm.split()[6].rstrip(',')}, {family}"
+        assert one["reading"] in SAID and one["gain"]["n"] == one["over_teacher"]["n"] == 20
+    facts = found["benchmarks"][0]["metrics"][0]["scores"]
+    assert sum(one["difference"] is None for one in facts) == 2, "the two bases"
+    assert not any("2402.12366" in one for one in found["limits"])
+    assert 'id="teachers"' in client.get("/p/lab/report/1").text
 
 
 def test_a_scale_replaces_a_recipe_by_naming_its_kind_and_leaves_a_step_out_by_null() -> None:
