@@ -5,7 +5,7 @@ import contextlib
 import errno
 import ipaddress
 import socket
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -140,6 +140,27 @@ class Transport:
                 headers={"Content-Type": "application/json"},
             ) as response:  # fmt: skip
                 return Reply(response.status, response.headers, await _read(response))
+        except TimeoutError as error:
+            raise NoAnswer(f"no answer within {timeout_s:.3g} s") from error
+        except (aiohttp.ClientError, OSError, asyncio.IncompleteReadError) as error:
+            raise NoAnswer(f"{type(error).__name__}: {error}"[:200]) from error
+
+    async def stream(self, path: str, body: bytes, timeout_s: float) -> AsyncIterator[Reply]:
+        """The same, the body in pieces as they arrive: replies whose bodies make up the whole. Raises NoAnswer."""
+        assert self._session is not None, "use it within `async with`"
+        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(timeout_s, CONNECT_S))
+        size = 0
+        try:
+            async with self._session.post(
+                self.origin + path, data=body, timeout=timeout, allow_redirects=False,
+                headers={"Content-Type": "application/json"},
+            ) as response:  # fmt: skip
+                yield Reply(response.status, response.headers, b"")
+                async for chunk in response.content.iter_any():
+                    size += len(chunk)
+                    if size > MAX_BYTES:
+                        raise NoAnswer(f"the answer is larger than {MAX_BYTES // 2**20} MB")
+                    yield Reply(response.status, response.headers, chunk)
         except TimeoutError as error:
             raise NoAnswer(f"no answer within {timeout_s:.3g} s") from error
         except (aiohttp.ClientError, OSError, asyncio.IncompleteReadError) as error:

@@ -83,8 +83,10 @@ class ChatServer:
     def __init__(
         self, answer: Answer = prefer_longer, *, faults: Sequence[Fault | None] = (), fault_rate: float = 0,
         any_of: Sequence[Fault] = (), delay_s: float = 0, honours: Sequence[str] = ("response_format", "logprobs", "n"),
-        refuses: Sequence[str] = (), ignores: Sequence[str] = (), has_usage: bool = True,
+        refuses: Sequence[str] = (), ignores: Sequence[str] = (), has_usage: bool = True, piece_s: float = 0,
+        breaks_after: int | None = None,
     ) -> None:  # fmt: skip
+        self.piece_s, self.breaks_after = piece_s, breaks_after  # of a stream: between two words; words until it breaks
         self.answer = answer
         self.faults, self.fault_rate, self.any_of = list(faults), fault_rate, list(any_of)
         self.delay_s = delay_s
@@ -152,7 +154,32 @@ class ChatServer:
                 request.transport.abort()
                 return web.Response()
             return web.Response(status=said.status, headers=dict(said.headers), text=said.body)
-        return web.json_response(self._completion(asked, said))
+        whole = self._completion(asked, said)
+        if asked.get("stream") and "stream" not in self.ignores:
+            return await self._stream(request, whole)
+        return web.json_response(whole)
+
+    async def _stream(self, request: web.Request, whole: dict[str, Any]) -> web.StreamResponse:
+        """The completion word by word, as OpenAI's server-sent events; cut within lines to try the reader."""
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        text, end = whole["choices"][0]["message"]["content"], whole["choices"][0]["finish_reason"]
+        deltas: list[dict[str, Any]] = [
+            {"choices": [{"delta": {"content": word}}]} for word in re.findall(r"\S+\s*", text)
+        ]
+        events = [*deltas, {"choices": [{"delta": {}, "finish_reason": end}]},
+                  {"choices": [], "usage": whole.get("usage")}]  # fmt: skip
+        for number, event in enumerate(events):
+            if number == self.breaks_after:
+                assert request.transport is not None
+                request.transport.abort()
+                return response
+            line = f"data: {json.dumps(event)}\n\n".encode()
+            await response.write(line[:9])
+            await asyncio.sleep(self.piece_s)
+            await response.write(line[9:])
+        await response.write(b"data: [DONE]\n\n")
+        return response
 
     def _refused(self, asked: Request) -> Fault | None:
         wrong = [name for name in self.refuses if name in asked]

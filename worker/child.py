@@ -47,6 +47,7 @@ KINDS = {
     "rloo": "worker.grpo:train_grpo",
     "benchmark": "worker.benchmark:run_benchmark",
     "grading": "worker.grading:prepare_grading",
+    "play": "worker.play:play",
 }
 
 

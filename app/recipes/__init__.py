@@ -11,6 +11,7 @@ from app.errors import Invalid
 from app.grading.recipes import GradingRecipe
 from app.judging.rating_recipes import RateRecipe
 from app.judging.recipes import JudgeRecipe, NewJudgeRecipe
+from app.pairs.playing import PlayRecipe
 from app.pairs.recipes import GenerateRecipe
 from app.prompts.recipes import CheckPromptsRecipe, ImportPairsRecipe, ImportPromptsRecipe
 from app.review.card_recipes import CardRecipe
@@ -38,7 +39,7 @@ RECIPES: dict[str, type[Recipe]] = {
         GenerateRecipe, NewJudgeRecipe, JudgeRecipe, RateRecipe, AuditRecipe, CardRecipe, SnapshotRecipe,
         RedTeamRecipe, ReviseRecipe, HandOverRecipe, BestOfRecipe, InContextRecipe,
         SftRecipe, RewardRecipe, DpoRecipe, SimpoRecipe, KtoRecipe, PpoRecipe, GrpoRecipe, RlooRecipe,
-        BenchmarkRecipe, GradingRecipe,
+        BenchmarkRecipe, GradingRecipe, PlayRecipe,
     )
 }  # fmt: skip
 
