@@ -34,7 +34,6 @@ from app.html import html
 from app.judging import rating_routes as ratings
 from app.judging import routes as judging
 from app.pairs import play_routes as playground
-from app.pairs import play_routes as playground
 from app.pairs import routes as pairs
 from app.projects import routes as projects
 from app.projects.access import check_policies
