@@ -40,7 +40,7 @@ MINIBATCHES = 4  # of a rollout
 
 def write_reward_adapter(folder: Path, base: Weights, rank: int, dtype: str) -> Weights:
     """A LoRA reward model on the base, as a training run stores it."""
-    model = make_classifier(base, RewardRecipe(start=1, snapshot=1, is_lora=True, lora_rank=rank, dtype=dtype), 1)  # type: ignore[arg-type]
+    model = make_classifier(base, RewardRecipe(start=1, snapshot=1, is_lora=True, lora_rank=rank, dtype=dtype), 1)
     place, sha256 = save_folder(folder, model.save_pretrained, {"base_sha256": base.manifest_sha256})
     return Weights(str(place), sha256, base)
 
@@ -48,7 +48,7 @@ def write_reward_adapter(folder: Path, base: Weights, rank: int, dtype: str) -> 
 def measure_dpo(base: Weights, texts: int, length: int, rank: int, dtype: str, folder: Path) -> Bytes:
     """Three steps of DPO with LoRA; a step is texts / 2 pairs."""
     recipe = DpoRecipe(
-        start=1, reference=1, snapshot=1, is_lora=True, lora_rank=rank, dtype=dtype, batch_size=texts // 2,  # type: ignore[arg-type]
+        start=1, reference=1, snapshot=1, is_lora=True, lora_rank=rank, dtype=dtype, batch_size=texts // 2,
         max_length=length, max_steps=3,
     )  # fmt: skip
     trainer = make_trainer(recipe, 1, base, long_preferences(texts), folder)
@@ -61,7 +61,7 @@ def measure_dpo(base: Weights, texts: int, length: int, rank: int, dtype: str, f
 def measure_ppo(base: Weights, reward: Weights, texts: int, length: int, rank: int, dtype: str) -> Bytes:
     """One iteration of PPO with LoRA: a rollout of several minibatches of `texts` each."""
     recipe = PpoRecipe(
-        start=1, reference=1, prompt_set=1, reward=1, is_lora=True, lora_rank=rank, dtype=dtype, iterations=1,  # type: ignore[arg-type]
+        start=1, reference=1, prompt_set=1, reward=1, is_lora=True, lora_rank=rank, dtype=dtype, iterations=1,
         rollouts=MINIBATCHES * texts, minibatches=MINIBATCHES, ppo_epochs=1, max_new_tokens=length - length // 4,
     )  # fmt: skip
     models = LoraModels(base, reward, rank, dtype)

@@ -1,7 +1,6 @@
 """TRL 1.12's PPOTrainer on given sizes, run by a Python that has it (not this repository's): see bench/peer.py.
 
-One argument, JSON. With `is_measured` it prints the bytes held; otherwise it waits for a line on stdin before each
-update, and prints after each what it took, so that two trainers can take turns.
+One argument, JSON. With `is_measured` it prints the bytes held; otherwise it takes turns (bench/turns.py).
 """
 
 import json
@@ -24,18 +23,13 @@ GIVEN = json.loads(sys.argv[1])
 
 
 class TakeTurns(TrainerCallback):
-    """Waits for its turn before each update and says after it what it took."""
+    """An update is a step."""
 
     def __init__(self, turns: Turns) -> None:
         self.turns = turns
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.turns.wait()
-
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.turns.done()
-        if state.global_step < state.max_steps:
-            self.turns.wait()
+        self.turns.step()
 
 
 def adapter(task: str) -> LoraConfig:
@@ -58,7 +52,7 @@ def classifier(is_lora: bool, pad_id: int) -> Any:
     return get_peft_model(model, adapter("SEQ_CLS")).base_model.model
 
 
-def counted(turns: Turns, policy: Any) -> None:
+def count_rollouts(turns: Turns) -> None:
     """Counts the tokens of generation and the time it takes."""
     plain = ppo_trainer.batch_generation
 
@@ -76,9 +70,9 @@ def counted(turns: Turns, policy: Any) -> None:
 def main() -> None:
     torch.set_num_threads(1)
     tokenizer = AutoTokenizer.from_pretrained(GIVEN["base"], padding_side="left")
-    # TRL finds where a completion stops by its pads, so pad and end must differ: its script adds a token.
+    # TRL finds where a completion stops by its pads, so pad and end must differ.
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(GIVEN.get("pad_id", 0))
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)
     dtype = getattr(torch, GIVEN["dtype"])
     is_lora = bool(GIVEN["rank"])
     policy = AutoModelForCausalLM.from_pretrained(GIVEN["base"], dtype=dtype)
@@ -113,7 +107,7 @@ def main() -> None:
             print(json.dumps(read_bytes(modules, trainer.optimizer, held.highest).as_dict()), flush=True)
             return
         turns = Turns()
-        counted(turns, policy)
+        count_rollouts(turns)
         turns.watch(trainer.model.policy, trainer.model.value_model, trainer.ref_model, trainer.reward_model)
         trainer.add_callback(TakeTurns(turns))
         trainer.train()

@@ -1,40 +1,49 @@
-"""Taking turns: a trainer in a process of its own waits for its turn before a step and says after it what it took.
+"""Taking turns: a trainer in a process of its own waits for its turn and says after it what its steps took.
 
 Needs torch alone, so that a peer in an environment of its own can be timed by the same code.
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 
 
 class Turns:
-    """The trainer's side: wait() for a line on stdin, done() prints one JSON object of seconds and counts."""
+    """The trainer's side. It calls step() after each step; the first call ends the warm-up. A turn is so many steps as
+    the line on stdin says, and ends with one JSON object of seconds and counts on stdout."""
 
     def __init__(self) -> None:
         self._out = sys.stdout
         sys.stdout = sys.stderr  # what libraries print must not stand between the answers
         self._found: dict[str, float] = defaultdict(float)
         self._from = (0.0, 0.0)
+        self._left: int | None = None
 
-    def wait(self) -> None:
-        if not sys.stdin.readline():
-            sys.exit(0)
+    def step(self) -> None:
+        """One step is over: says what the turn took where it was its last, and waits for the next turn."""
+        if self._left is not None:
+            self._left -= 1
+            if self._left:
+                return
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            wall, cpu = time.perf_counter() - self._from[0], time.process_time() - self._from[1]
+            print(json.dumps({**self._found, "wall": wall, "cpu": cpu}), file=self._out, flush=True)
+        asked = sys.stdin.readline()
+        if not asked:
+            os._exit(0)  # the bench has seen enough
+        self._left = int(asked)
         self._found.clear()
         self._from = time.perf_counter(), time.process_time()
-
-    def done(self) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        wall, cpu = time.perf_counter() - self._from[0], time.process_time() - self._from[1]
-        print(json.dumps({**self._found, "wall": wall, "cpu": cpu}), file=self._out, flush=True)
 
     def count(self, **amounts: float) -> None:
         for name, amount in amounts.items():
@@ -60,23 +69,28 @@ class Turns:
 
 
 class Player:
-    """The bench's side: a process that takes its turns."""
+    """The bench's side: a process that takes its turns. What it says beside goes to `log`."""
 
-    def __init__(self, command: list[str]) -> None:
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    def __init__(self, command: list[str], log: Path) -> None:
+        self.log = log
+        with log.open("w") as out:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=out, text=True
+            )
 
-    def turn(self) -> dict[str, float]:
-        """One step; what it took."""
+    def turn(self, steps: int) -> dict[str, float]:
+        """What so many steps took."""
         assert self.process.stdin and self.process.stdout
-        self.process.stdin.write("go\n")
+        self.process.stdin.write(f"{steps}\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(f"the trainer ended with {self.process.wait()}: its words stand above")
+            raise RuntimeError(f"the trainer ended with {self.process.wait()}:\n{self.log.read_text()[-3000:]}")
         found: dict[str, float] = json.loads(line)
         return found
 
     def end(self) -> None:
+        """Lets it end."""
         assert self.process.stdin
         self.process.stdin.close()
         self.process.wait(timeout=60)

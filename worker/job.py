@@ -29,6 +29,7 @@ class Watch(Protocol):
     def log(self, text: str, level: str = "info") -> None: ...
     def resumed_at(self, step: int) -> None: ...
     def sampled(self, step: int, rows: Sequence[SampledText]) -> None: ...
+    def flush(self) -> None: ...
     def spend(self, **amounts: float) -> None: ...
 
 
@@ -54,13 +55,31 @@ class Job:
         self._total: int | None = None
         self._checked = 0.0
         self._is_cancelled = False
+        self._points: dict[tuple[int, str], dict[str, Any]] = {}  # of curves, not stored yet
+        self._wrote = 0.0
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        """A transaction that stores nothing unless this attempt still holds the run. Raises Fenced."""
+        """A transaction that stores nothing unless this attempt still holds the run. Raises Fenced.
+
+        The points of curves that wait are stored with it.
+        """
+        points = dict(self._points)
         with transaction() as session:
             fence(session, self.run_id, self.attempt)
+            if points:
+                known = sa.tuple_(col(Metric.step), col(Metric.name)).in_(list(points))
+                session.execute(sa.delete(Metric).where(col(Metric.run_id) == self.run_id, known))
+                session.execute(sa.insert(Metric), list(points.values()))
             yield session
+        self._wrote = time.monotonic()
+        self._points = {key: point for key, point in self._points.items() if points.get(key) is not point}
+
+    def flush(self) -> None:
+        """Stores the points that wait: whoever seals a state to go on from calls it first."""
+        if self._points:
+            with self.write():
+                pass
 
     @contextmanager
     def read(self) -> Iterator[Session]:
@@ -98,16 +117,14 @@ class Job:
             session.add(LogLine(run_id=self.run_id, attempt=self.attempt, level=level, text=clean_text(text)))
 
     def metric(self, step: int, **values: float) -> None:
-        """Stores points of curves; a value that is not finite becomes NULL. A step said twice keeps the later value."""
-        with self.write() as session:
-            names = list(values)
-            session.execute(
-                sa.delete(Metric)
-                .where(col(Metric.run_id) == self.run_id, col(Metric.step) == step, col(Metric.name).in_(names))
-            )  # fmt: skip
-            for name, value in values.items():
-                finite = float(value) if math.isfinite(value) else None
-                session.add(Metric(run_id=self.run_id, name=name, step=step, value=finite, at=now()))
+        """Stores points of curves, twice a second at most: a step may take less time than a transaction. A value that
+        is not finite becomes NULL; a step said twice keeps the later value."""
+        at = now()
+        for name, value in values.items():
+            finite = float(value) if math.isfinite(value) else None
+            self._points[step, name] = {"run_id": self.run_id, "name": name, "step": step, "value": finite, "at": at}
+        if time.monotonic() - self._wrote > 0.5:
+            self.flush()
 
     def resumed_at(self, step: int) -> None:
         """Says from which step this attempt goes on; later points and samples of earlier attempts go."""

@@ -305,6 +305,7 @@ def train(
         if recorder and (step % recipe.sample_every == 0 or step == recipe.iterations):
             ppo.look(step, recorder)
         if step % recipe.save_every == 0 and step < recipe.iterations:
+            watch.flush()  # who goes on from here never says these steps again
             save_folder(folder / f"state-{step}", lambda at: torch.save(ppo.state(), at / "state.pt"))
             drop_older(folder, "state", keep=2)
             watch.spend(generated_tokens=tokens)

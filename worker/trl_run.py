@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 import torch
 import transformers
+from accelerate import PartialState
 from transformers import PrinterCallback, TrainerCallback
 
 from app.errors import AppError
@@ -19,6 +20,7 @@ from worker.job import Watch
 from worker.loading import Weights, context_of, device, render_prompt
 from worker.recorder import Recorder
 from worker.saving import seal_folder, take_newest_whole
+from worker.several import LONGEST_WAIT_S, Released, is_first, n_processes, rank, share_rows
 
 datasets.disable_progress_bars()
 transformers.utils.logging.disable_progress_bar()
@@ -92,8 +94,11 @@ class WatchCallback(TrainerCallback):
         self.latest["step"] = state.global_step
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.watch.flush()  # who goes on from here never says these steps again
         # The manifest comes last: a state without one was cut off while it was written, and is passed over.
-        seal_folder(self.folder / f"checkpoint-{state.global_step}")
+        PartialState().wait_for_everyone()  # each process writes the state of its own random numbers
+        if is_first():
+            seal_folder(self.folder / f"checkpoint-{state.global_step}")
 
 
 class LookCallback(TrainerCallback):
@@ -113,7 +118,7 @@ class LookCallback(TrainerCallback):
 
 def record(trainer: Any, recorder: Recorder | None, recipe: SampledRecipe, seed: int) -> None:
     """Has the recorder look at the policy while it trains."""
-    if recorder is not None:
+    if recorder is not None and is_first():
         trainer.add_callback(LookCallback(
             recipe.sample_every, lambda step: recorder.look(step, trainer.model, recipe.sample_tokens, seed)
         ))  # fmt: skip
@@ -138,6 +143,7 @@ def quiet_arguments(recipe: TrainingRecipe, folder: Path, seed: int) -> dict[str
         "bf16": False,
         "activation_checkpointing": False,
         "use_cpu": device().type == "cpu",
+        "ddp_timeout": LONGEST_WAIT_S,
         "dataloader_pin_memory": False,
         "disable_tqdm": True,
         "report_to": "none",
@@ -146,12 +152,13 @@ def quiet_arguments(recipe: TrainingRecipe, folder: Path, seed: int) -> dict[str
 
 def offline_arguments(recipe: OfflineRecipe, folder: Path, seed: int, start: Weights, has_dev: bool) -> dict[str, Any]:
     """Arguments of the trainers that read a snapshot. No text is longer than the model was made for."""
+    size = share_rows(recipe.batch_size, recipe.accumulate)
     return {
         **quiet_arguments(recipe, folder, seed),
         "num_train_epochs": recipe.epochs,
         "max_steps": recipe.max_steps or -1,
-        "per_device_train_batch_size": recipe.batch_size // recipe.accumulate,
-        "per_device_eval_batch_size": max(8, recipe.batch_size // recipe.accumulate),
+        "per_device_train_batch_size": size,
+        "per_device_eval_batch_size": max(8, size),
         "gradient_accumulation_steps": recipe.accumulate,
         "lr_scheduler_type": recipe.schedule,
         "max_length": min(recipe.max_length, context_of(start) or recipe.max_length),
@@ -220,12 +227,16 @@ def _pass_once(trainer: Any, rows: list[dict[str, Any]]) -> None:
 def run_trainer(trainer: Any, watch: Watch, folder: Path, is_tried: bool = True) -> dict[str, float]:
     """Trains, going on from the newest whole state in `folder`; returns the last value of every curve.
 
-    `is_tried`: the longest batch is tried first (not where batches are sampled as training goes).
+    `is_tried`: the longest batch is tried first (not where batches are sampled as training goes). Raises Released in
+    every process but the first, which alone goes on to measure and store.
     """
     callback = WatchCallback(watch, folder)
     trainer.remove_callback(PrinterCallback)  # the curves are rows, not prints
     trainer.add_callback(callback)
-    newest = take_newest_whole(folder, "checkpoint")
+    with trainer.accelerator.main_process_first():  # the first one clears away what is broken
+        newest = take_newest_whole(folder, "checkpoint")
+    if n_processes() > 1:
+        torch.manual_seed(trainer.args.seed + rank())  # dropout differs between processes
     if is_tried:
         dry_step(trainer)
     if newest is not None:
@@ -235,4 +246,6 @@ def run_trainer(trainer: Any, watch: Watch, folder: Path, is_tried: bool = True)
     trainer.train(resume_from_checkpoint=str(newest[1]) if newest else None)
     if trainer.eval_dataset is not None:
         trainer.evaluate()
+    if not is_first():
+        raise Released
     return callback.latest

@@ -46,6 +46,8 @@ class Silent:
     def sampled(self, step: int, rows: Any) -> None:
         self.samples.append(step)
 
+    def flush(self) -> None: ...
+
     def spend(self, **amounts: float) -> None: ...
 
 
