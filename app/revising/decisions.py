@@ -1,4 +1,5 @@
-"""What people decide about revisions: accept, reject, edit, take back; who and when. Counters move along."""
+"""What people decide about revisions: taken under a lease, accepted, rejected, edited, taken back; who and when.
+Counters move along."""
 
 from typing import Any
 
@@ -7,10 +8,11 @@ from sqlmodel import Session, col, select
 
 from app.accounts.models import Account
 from app.checkpoints.arms import find_or_make_imported_arm
-from app.db import get, now
+from app.db import db_now, get, now
 from app.errors import Conflict, Invalid, NotFound
 from app.pairs.models import Completion
 from app.projects.access import Member
+from app.review.leases import LEASE_S
 from app.revising.models import Revision, RevisionSet
 
 STATES = ("proposed", "accepted", "rejected")
@@ -50,6 +52,59 @@ def next_revision(session: Session, made: RevisionSet, start: int) -> Revision |
     return later or session.exec(open_ones.where(Revision.position < start)).first()
 
 
+def held_revision(session: Session, made: RevisionSet, account_id: int) -> Revision | None:
+    """What this person took last and has not decided about. A lease that is over counts until somebody takes it."""
+    mine = select(Revision).where(
+        Revision.set_id == made.id, Revision.state == "proposed", Revision.holder_id == account_id
+    )
+    return session.exec(mine.order_by(col(Revision.lease_until).desc(), col(Revision.id)).limit(1)).first()
+
+
+def claim_revision(session: Session, made: RevisionSet, account_id: int, start: int | None = None) -> Revision | None:
+    """The revision this person is to decide about, held for a quarter of an hour; None when nothing is left for them.
+
+    What they hold is held anew; with `start`, it is given back, and the first free one from there on is taken, going
+    round at the end. One atomic UPDATE takes it: two people never hold the same one.
+    """
+    held = held_revision(session, made, account_id)
+    mine = (col(Revision.set_id) == made.id, col(Revision.holder_id) == account_id, col(Revision.state) == "proposed")
+    if held is not None and start is None:
+        until = db_now(session) + LEASE_S
+        renewed = session.execute(
+            sa.update(Revision).where(col(Revision.id) == held.id, *mine).values(lease_until=until)
+        )
+        if renewed.rowcount == 1:  # type: ignore[attr-defined]
+            return held
+    session.execute(sa.update(Revision).where(*mine).values(holder_id=None, lease_until=None))
+    begin = first_place(made, account_id) if start is None else start
+    for part in (col(Revision.position) >= begin, col(Revision.position) < begin):
+        taken = session.execute(_take(session, made, account_id, part)).scalar()
+        if taken is not None:
+            one = select(Revision).where(Revision.id == taken).execution_options(populate_existing=True)
+            return session.exec(one).one()
+    return None
+
+
+def _take(session: Session, made: RevisionSet, account_id: int, part: Any) -> sa.Executable:
+    now_s = db_now(session)
+    is_free = sa.or_(col(Revision.holder_id).is_(None), col(Revision.lease_until) < now_s)
+    chosen = (
+        sa.select(col(Revision.id))
+        .where(col(Revision.set_id) == made.id, col(Revision.state) == "proposed", is_free, part)
+        .where(col(Revision.revised_id).is_not(None))
+        .order_by(col(Revision.position))
+        .limit(1)
+    )
+    if session.get_bind().dialect.name == "postgresql":
+        chosen = chosen.with_for_update(skip_locked=True)
+    return (
+        sa.update(Revision)
+        .where(col(Revision.id) == chosen.scalar_subquery(), col(Revision.state) == "proposed", is_free)
+        .values(holder_id=account_id, lease_until=now_s + LEASE_S)
+        .returning(col(Revision.id))
+    )
+
+
 def last_decided(session: Session, made: RevisionSet, account_id: int) -> Revision | None:
     """What this person decided about last."""
     mine = select(Revision).where(
@@ -63,7 +118,8 @@ def decide(
 ) -> None:
     """Accepts or rejects a revision that nobody has decided about; with `text`, accepts what a person wrote instead.
 
-    The same decision twice by the same person is once. Raises Invalid, or Conflict when somebody was quicker.
+    The same decision twice by the same person is once. Raises Invalid, or Conflict when somebody was quicker or holds
+    it.
     """
     if state not in {"accepted", "rejected"}:
         raise Invalid(f"“{state[:20]}” is no decision: accepted or rejected.", {"state": ["accepted or rejected"]})
@@ -72,10 +128,15 @@ def decide(
     changed = session.execute(
         sa.update(Revision)
         .where(col(Revision.id) == revision.id, col(Revision.state) == "proposed")
-        .values(state=state, account_id=account_id, note=note.strip()[:10_000], decided_at=now())
-    )
+        .where(sa.or_(col(Revision.holder_id).is_(None), col(Revision.holder_id) == account_id,
+                      col(Revision.lease_until) < db_now(session)))
+        .values(state=state, account_id=account_id, note=note.strip()[:10_000], decided_at=now(), holder_id=None,
+                lease_until=None)
+    )  # fmt: skip
     session.refresh(revision)
     if changed.rowcount == 0:  # type: ignore[attr-defined]
+        if revision.state == "proposed":
+            raise Conflict("Somebody else is looking at this revision just now. Go on with the next one.")
         if (revision.state, revision.account_id) != (state, account_id):
             raise Conflict("Somebody has decided about this revision meanwhile. Go on with the next one.")
         return
@@ -84,13 +145,21 @@ def decide(
     _count(session, made, state, 1)
 
 
-def take_back(session: Session, made: RevisionSet, revision: Revision) -> None:
-    """Opens a decision again; what a person had written gives way to what the reviser wrote. Raises Conflict."""
+def take_back(session: Session, made: RevisionSet, revision: Revision, holder_id: int | None = None) -> None:
+    """Opens a decision again, for `holder_id` to look at; what a person had written gives way to what the reviser
+    wrote. Raises Conflict."""
     before = revision.state
     changed = session.execute(
         sa.update(Revision)
         .where(col(Revision.id) == revision.id, col(Revision.state) == before, col(Revision.state) != "proposed")
-        .values(state="proposed", account_id=None, note="", decided_at=None)
+        .values(
+            state="proposed",
+            account_id=None,
+            note="",
+            decided_at=None,
+            holder_id=holder_id,
+            lease_until=db_now(session) + LEASE_S if holder_id else None,
+        )
     )
     if changed.rowcount == 0:  # type: ignore[attr-defined]
         raise Conflict("Nobody has decided about this revision: there is nothing to take back.")

@@ -48,3 +48,5 @@ class Revision(Row, table=True):
     account_id: int | None = ref("account.id", nullable=True)
     note: str = long_text(default="")
     decided_at: datetime | None = moment(nullable=True)
+    holder_id: int | None = ref("account.id", nullable=True, index=False)  # who is looking at it, until
+    lease_until: float | None = None

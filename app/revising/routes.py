@@ -16,8 +16,9 @@ from app.pairs.models import PairSet
 from app.projects.access import Grader, Member, Researcher, Viewer
 from app.prompts.models import PromptSet
 from app.revising.decisions import (
+    claim_revision,
     decide,
-    first_place,
+    held_revision,
     last_decided,
     next_revision,
     project_set,
@@ -92,15 +93,23 @@ def show_revision(request: Request, member: Viewer, session: Db, set_id: int, re
 
 
 @router.get("/p/{project}/revisions/{set_id:int}/next")
-def show_next(request: Request, member: Grader, session: Db, set_id: int, start: int | None = None) -> Response:
-    """The next revision that nobody has decided about; skipping one is to ask from the place behind it."""
+def show_next(request: Request, member: Grader, session: Db, set_id: int) -> Response:
+    """The revision this person holds. Taking one is a POST to this address."""
     made = project_set(session, member, set_id)
-    revision = next_revision(session, made, first_place(made, member.account.id) if start is None else start)
+    revision = held_revision(session, made, member.account.id)
     last = last_decided(session, made, member.account.id)
     return html(
         request, "revising/next.html", title=name_for(member, made), name=name_for(member, made), made=made, last=last,
         shown=read_shown(session, revision) if revision else None, n_none=_count_none(session, made),
     )  # fmt: skip
+
+
+@router.post("/p/{project}/revisions/{set_id:int}/next")
+def take_next(member: Grader, session: Db, set_id: int, start: Annotated[int | None, Form()] = None) -> Response:
+    """Takes the next revision that nobody has decided about; `start` skips what this person holds."""
+    made = project_set(session, member, set_id)
+    claim_revision(session, made, member.account.id, start)
+    return _see_other(f"/p/{member.project.slug}/revisions/{made.id}/next")
 
 
 def _count_none(session: Session, made: RevisionSet) -> int:
@@ -118,7 +127,9 @@ def decide_revision(
     made = project_set(session, member, set_id)
     revision = set_revision(session, made, revision_id)
     decide(session, made, revision, member.account.id, state, note, _plain(text))
-    return _see_other(f"/p/{member.project.slug}/revisions/{made.id}/next?start={revision.position + 1}")
+    if held_revision(session, made, member.account.id) is None:
+        claim_revision(session, made, member.account.id, revision.position + 1)
+    return _see_other(f"/p/{member.project.slug}/revisions/{made.id}/next")
 
 
 def _plain(text: str) -> str:
@@ -130,8 +141,8 @@ def _plain(text: str) -> str:
 def undo_decision(member: Grader, session: Db, set_id: int, revision_id: int) -> Response:
     """Opens a decision of one's own again (a researcher: anybody's) and shows the revision."""
     made, revision = _own(session, member, set_id, revision_id)
-    take_back(session, made, revision)
-    return _see_other(f"/p/{member.project.slug}/revisions/{made.id}/next?start={revision.position}")
+    take_back(session, made, revision, member.account.id)
+    return _see_other(f"/p/{member.project.slug}/revisions/{made.id}/next")
 
 
 def _own(session: Session, member: Member, set_id: int, revision_id: int) -> tuple[RevisionSet, Revision]:
@@ -154,8 +165,15 @@ def as_json(session: Session, revision: Revision) -> dict[str, Any]:
 
 @router.get("/api/v1/p/{project}/revisions/{set_id:int}/next")
 def show_next_api(member: Grader, session: Db, set_id: int, start: int = 0) -> dict[str, Any] | None:
-    """The next revision that nobody has decided about; null when none is left."""
+    """The next revision that nobody has decided about, not taken; null when none is left."""
     revision = next_revision(session, project_set(session, member, set_id), start)
+    return as_json(session, revision) if revision else None
+
+
+@router.post("/api/v1/p/{project}/revisions/{set_id:int}/next")
+def take_next_api(member: Grader, session: Db, set_id: int, start: int | None = None) -> dict[str, Any] | None:
+    """Takes the next revision for this person, for a quarter of an hour; null when nothing is left for them."""
+    revision = claim_revision(session, project_set(session, member, set_id), member.account.id, start)
     return as_json(session, revision) if revision else None
 
 

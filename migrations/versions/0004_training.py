@@ -19,6 +19,20 @@ def upgrade() -> None:
     )
     op.create_index("ix_login_failure_key_sha256_at", "login_failure", ["key_sha256", "at"], unique=False)
     op.create_index("ix_login_failure_at", "login_failure", ["at"], unique=False)
+    hold_revisions()
+
+
+def hold_revisions() -> None:
+    """Who is looking at a revision, and until when."""
+    if op.get_bind().dialect.name == "sqlite":  # a column with its reference; a batch would rebuild the table
+        op.execute(
+            "ALTER TABLE revision ADD COLUMN holder_id INTEGER "
+            "CONSTRAINT fk_revision_holder_id REFERENCES account (id)"
+        )  # fmt: skip
+    else:
+        op.add_column("revision", sa.Column("holder_id", sa.BigInteger(), nullable=True))
+        op.create_foreign_key("fk_revision_holder_id", "revision", "account", ["holder_id"], ["id"])
+    op.add_column("revision", sa.Column("lease_until", sa.Float(), nullable=True))
 
 
 def downgrade() -> None:

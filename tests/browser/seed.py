@@ -25,7 +25,7 @@ from app.review.answers import give_answer
 from app.review.card_lines import Judged, make_lines
 from app.review.models import JudgeCard, Mark, Queue
 from app.review.queues import claim_place
-from app.revising.decisions import decide
+from app.revising.decisions import claim_revision, decide
 from app.revising.models import Revision, RevisionSet
 from app.training.models import Snapshot
 
@@ -53,6 +53,7 @@ def seed(session: Session) -> None:
     grading = session.exec(select(Grading).where(Grading.project_id == project.id)).one()
     _grade(session, _copy(session, grading), grader, 99)
     _revise(session, project, grader)
+    claim_revision(session, session.exec(select(RevisionSet)).one(), owner.id)  # one the owner is looking at
     _probe(session, project)
     _score(session, project)
     _annotate(session, project)

@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sqlmodel import col, select
@@ -17,7 +18,7 @@ from app.pairs.models import Completion
 from app.projects.models import Project
 from app.revising.attacks import ATTACKS, wrap_seed
 from app.revising.chain import Chain, pick_principles
-from app.revising.decisions import decide, next_revision, take_back
+from app.revising.decisions import claim_revision, decide, held_revision, next_revision, take_back
 from app.revising.fences import fence_of
 from app.revising.models import Revision, RevisionSet
 from app.revising.pages import mark_changes
@@ -57,7 +58,8 @@ def owner_id() -> int:
 def test_review_from_the_list_to_the_last_decision(client: TestClient, made: RevisionSet) -> None:
     here = f"/p/demo/revisions/{made.id}"
     assert "kinder answers" in client.get("/p/demo/revisions").text
-    page = client.get(f"{here}/next?start=0").text
+    assert "Take the next revision" in client.get(f"{here}/next").text
+    page = client.post(f"{here}/next", data={"start": "0"}).text
     assert "<del>Rude</del>" in page and "<ins>Friendly</ins>" in page and "Critique 0: it is rude." in page
     for place in range(9):
         state = "rejected" if place == 4 else "accepted"
@@ -179,6 +181,53 @@ def test_two_people_at_once_one_of_them_is_told(database: str, project: Project,
         found = next_revision(session, made, 9)
         assert found is not None and found.position == 0, "the order goes round"
     assert counters(made) == (0, 0)
+
+
+def test_nobody_gets_what_somebody_else_is_looking_at(client: TestClient, project: Project, made: RevisionSet) -> None:
+    with transaction() as session:
+        other, _ = make_person(session, project, "other", "grader")
+    here, api = f"/p/demo/revisions/{made.id}", f"/api/v1/p/demo/revisions/{made.id}"
+    with transaction() as session:
+        theirs = claim_revision(session, made, other.id, 0)
+        assert theirs is not None and theirs.position == 0
+    assert client.post(f"{api}/next?start=0").json()["position"] == 1
+    assert client.post(f"{api}/next").json()["position"] == 1, "held anew"
+    assert client.post(f"{api}/{theirs.id}", json={"state": "accepted"}).status_code == 409
+    assert "Rude answer 1.0" in client.get(f"{here}/next").text.replace("<del>", "").replace("</del>", "")
+    client.post(f"{here}/next", data={"start": "2"})  # a skip gives back what was held
+    with transaction() as session:
+        mine = held_revision(session, made, owner_id())
+        assert mine is not None and mine.position == 2
+        again = claim_revision(session, made, other.id, 1)
+        assert again is not None and again.position == 1
+    client.post(f"{here}/{mine.id}", data={"state": "accepted"})
+    with transaction() as session:  # deciding takes the next one, and a lease that is over is anybody's
+        mine = held_revision(session, made, owner_id())
+        assert mine is not None and mine.position == 3
+        mine.lease_until = 1.0
+        session.flush()
+        found = claim_revision(session, made, other.id, 3)
+        assert found is not None and found.id == mine.id
+    client.post(f"{here}/{state_of(made, 2).id}/undo")
+    with reading() as session:
+        mine = held_revision(session, made, owner_id())
+        assert mine is not None and mine.position == 2, "what is opened again is with who opened it"
+
+
+def test_two_who_take_at_once_take_two(project: Project, made: RevisionSet) -> None:
+    with transaction() as session:
+        people = [make_person(session, project, f"grader {i}", "grader")[0].id for i in range(6)]
+    taken: list[int] = []
+
+    def take(person: int) -> None:
+        with transaction() as session:
+            one = claim_revision(session, made, person, 0)
+            assert one is not None
+            taken.append(one.id)
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(take, people))
+    assert len(set(taken)) == 6
 
 
 # -------------------------------------------------------------------------------------------------- plain functions
