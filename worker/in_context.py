@@ -2,7 +2,7 @@
 
 from app.constitutions.models import Constitution
 from app.db import get
-from app.revising.in_context import build_in_context_arm
+from app.revising.in_context_arm import build_in_context_arm
 from app.revising.recipes import InContextRecipe
 from worker.job import Job
 
