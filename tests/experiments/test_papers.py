@@ -29,6 +29,7 @@ GIVEN = {
     "ppo_vs_dpo": {"prompts": "p.jsonl", "scenarios": "s.jsonl", "endpoint": "judge"},
     "rounds": {"prompts": "p.jsonl", "endpoint": "judge"},
     "grid": {"prompts": "p.jsonl", "weak": "small", "strong": "large"},
+    "sawyer": {"prompts": "dolly.jsonl", "endpoint": "judge"},
 }
 
 
