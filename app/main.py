@@ -45,6 +45,7 @@ from app.review import estimate_routes as estimates
 from app.review import routes as review
 from app.revising import routes as revising
 from app.runs import routes as runs
+from app.training import budget_routes as budgets
 from app.training import diff_routes as label_diffs
 from app.training import round_routes as rounds
 from app.training import routes as training
@@ -57,7 +58,7 @@ POLICY = (
 )
 SLICES = (
     accounts, projects, home, import_wizard, prompts, checkpoints, exports, pairs, playground, annotations,
-    constitutions, judging, ratings, judge_cards, estimates, review, revising, label_diffs, rounds, training,
+    constitutions, judging, ratings, judge_cards, estimates, review, revising, label_diffs, rounds, budgets, training,
     benchmarks, grading, report, experiments, recipes, runs,
 )  # fmt: skip
 

@@ -130,12 +130,17 @@ def make_demo_base(job: Job) -> None:
     """Trains the base and stores it as a checkpoint, with the 4-choice items (items.jsonl) beside the weights."""
     recipe: DemoBaseRecipe = job.recipe
 
+    n_tokens = 0.0
+
     def on_step(step: int, values: dict[str, float]) -> None:
+        nonlocal n_tokens
+        n_tokens += values["tokens"]
         if step % 5 == 0 or step in {1, recipe.steps}:
             job.metric(step, **values)
         job.progress(step, recipe.steps, f"loss {values['loss']:.2f}")
 
     model, tokenizer = train_base(recipe, job.seed, on_step)
+    job.spend(trained_tokens=n_tokens)
     items = four_choice_items()
 
     def write(folder: Path) -> None:

@@ -194,7 +194,7 @@ def fit_grpo(
             LookCallback(recipe.sample_every, lambda step: look(trainer, recipe, seed, recorder, reward, step))
         )
     curves = run_trainer(trainer, watch, folder, is_tried=False)
-    watch.spend(generated_tokens=n_tokens[0])
+    watch.spend(generated_tokens=n_tokens[0], trained_tokens=curves.get("tokens", 0) * recipe.num_iterations)
     return trainer.model, trainer.processing_class, curves
 
 

@@ -209,6 +209,8 @@ class Ppo:
             "ended": float(self.has_ended(rollout).float().mean()),
             "explained_variance": explained_variance(values, returns, rollout.mask),
             "generated_tokens": float(n_tokens.sum()),
+            # Tokens of prompts and completions that gradient passes read: the policy's and the value model's.
+            "trained_tokens": 2.0 * recipe.ppo_epochs * float(rollout.attention.sum()),
         }  # fmt: skip
         if recipe.judge is not None:
             found["unreadable"] = 1 - float(is_read.float().mean())
@@ -294,12 +296,12 @@ def train(
         done = newest[0]
         ppo.load_state(torch.load(newest[1] / "state.pt", weights_only=True))
         watch.resumed_at(done)
-    tokens = 0.0
+    spent = dict.fromkeys(("generated_tokens", "trained_tokens"), 0.0)
     for iteration in range(done, recipe.iterations):
         if iteration == 0 and recorder:
             ppo.look(0, recorder)
         found = ppo.iterate(iteration, prompts, watch.check)
-        tokens += found["generated_tokens"]
+        spent = {name: before + found[name] for name, before in spent.items()}
         step = iteration + 1
         watch.metric(step, **found)
         if recorder and (step % recipe.sample_every == 0 or step == recipe.iterations):
@@ -308,10 +310,10 @@ def train(
             watch.flush()  # who goes on from here never says these steps again
             save_folder(folder / f"state-{step}", lambda at: torch.save(ppo.state(), at / "state.pt"))
             drop_older(folder, "state", keep=2)
-            watch.spend(generated_tokens=tokens)
-            tokens = 0.0
+            watch.spend(**spent)
+            spent = dict.fromkeys(spent, 0.0)
         watch.progress(step, recipe.iterations, f"reward {found['reward']:.2f}, KL {found['kl']:.2f}")
-    watch.spend(generated_tokens=tokens)
+    watch.spend(**spent)
 
 
 def train_ppo(job: Job) -> None:

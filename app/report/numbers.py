@@ -7,6 +7,7 @@ from app.report.arms import ReportArm
 from app.report.people import AuditLine, GradingLine
 from app.report.report import Report
 from app.report.results import BenchmarkResults, MetricResults, as_number_row
+from app.report.reward_models import PeopleLine, RewardLine
 from app.report.teachers import TeacherLine
 from app.training.rounds import round_as_json
 
@@ -26,6 +27,22 @@ def report_as_json(report: Report) -> dict[str, Any]:
         "methods": report.methods,
         "arms": [_arm_as_json(arm) for arm in report.arms],
         "budget": report.budget,
+        "budgets": {
+            "labels": report.budgets.label_note,
+            "arms": [
+                {
+                    "arm": line.arm.name,
+                    "seed": line.arm.seed,
+                    "total": line.budget.total,
+                    "own": dict(line.budget.own),
+                    "shared": line.budget.shared,
+                }
+                for line in report.budgets.lines
+            ],
+            "shared_runs": [
+                {"run": one.run.id, "kind": one.run.kind, "arms": one.arms} for one in report.budgets.shared
+            ],
+        },
         "versions": report.versions,
         "devices": report.devices,
         "results": [as_number_row(row) for row in report.rows],
@@ -43,6 +60,8 @@ def report_as_json(report: Report) -> dict[str, Any]:
         "headline": [[one.benchmark.name, one.metric] for one in report.headline],
         "gradings": [_grading_as_json(line) for line in report.gradings],
         "audits": [_audit_as_json(line) for line in report.audits],
+        "reward_models": [_reward_as_json(line) for line in report.reward_lines],
+        "people_and_ai": [_people_as_json(line) for line in report.people_lines],
         "curves": [asdict(drawing) for drawing in report.drawings],
         "rewards": report.rewards and asdict(report.rewards),
         "examples": [
@@ -97,6 +116,22 @@ def _over_seeds(metric: MetricResults) -> dict[str, Any]:
         spreads = {of: metric.spread(arm, of) for of in ("level", "difference")}
         found[arm] = {of: spread and asdict(spread) for of, spread in spreads.items()}
     return found
+
+
+def _reward_as_json(line: RewardLine) -> dict[str, Any]:
+    facts = line.checkpoint.facts
+    return {
+        "step": line.step, "seed": line.seed, "checkpoint": line.checkpoint.id,
+        "architecture": facts.get("architecture"), "held_out": line.held_out, "scores": facts.get("scores"),
+    }  # fmt: skip
+
+
+def _people_as_json(line: PeopleLine) -> dict[str, Any]:
+    return {
+        "judge": line.judge.name, "seed": line.seed, "says": "probabilities" if line.is_probability else "labels",
+        "n": line.n, "n_unreadable": line.n_unreadable,
+        **{name: (found := getattr(line.agreement, name)) and asdict(found) for name in ("pearson", "spearman")},
+    }  # fmt: skip
 
 
 def _grading_as_json(line: GradingLine) -> dict[str, Any]:

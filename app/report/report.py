@@ -8,6 +8,7 @@ from app.checkpoints.models import Checkpoint
 from app.experiments.models import Experiment
 from app.judging.models import Judge
 from app.report.arms import Material, ReportArm, read_arms, read_material, sum_costs
+from app.report.budgets import Budgets, read_arm_budgets
 from app.report.examples import Example, Rewards, read_examples, read_rewards
 from app.report.limits import find_limits
 from app.report.lines import Drawing, read_drawings
@@ -21,6 +22,7 @@ from app.report.results import (
     result_rows,
     table_columns,
 )
+from app.report.reward_models import PeopleLine, RewardLine, read_people_lines, read_reward_lines
 from app.report.rounds import ArmRounds, read_arm_rounds
 from app.report.signals import training_judges
 from app.report.teachers import TeacherLine, lacks_teacher, read_teacher_lines
@@ -49,7 +51,10 @@ class Report:
     examples_from: str
     gradings: list[GradingLine]
     audits: list[AuditLine]
+    reward_lines: list[RewardLine]
+    people_lines: list[PeopleLine]
     budget: dict[str, float]
+    budgets: Budgets
     versions: dict[str, list[str]]
     devices: list[str]
     limits: list[str]
@@ -104,7 +109,9 @@ def read_report(session: Session, experiment: Experiment) -> Report:
         headline=headline, teachers=teachers, rounds=read_arm_rounds(session, arms),
         drawings=read_drawings(session, material),
         rewards=read_rewards(session, material, results, arms), examples=examples, examples_from=examples_from,
-        gradings=gradings, audits=audits, budget=sum_costs(list({run.id: run for run in own}.values())),
+        gradings=gradings, audits=audits, reward_lines=read_reward_lines(session, material),
+        people_lines=read_people_lines(session, material), budget=sum_costs(list({run.id: run for run in own}.values())),
+        budgets=read_arm_budgets(session, arms, {run.id: run for run in own}.values()),
         versions=_versions(own), devices=_devices(session, own),
         limits=[*lacks_teacher(teachers), *find_limits(session, material, arms, results, gradings, audits)],
     )  # fmt: skip

@@ -1,0 +1,160 @@
+"""What an arm has cost: its own training and every run it grew from, summed over lineage, each run once."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from sqlalchemy.orm import aliased
+from sqlmodel import Session, col, select
+
+from app.pairs.models import Completion
+from app.prompts.models import Prompt
+from app.runs.models import Run, RunIo
+from app.training.models import Snapshot
+
+MEASURES = ("labels", "judge_calls", "generated_tokens", "trained_tokens", "device_seconds", "cpu_seconds", "usd")
+# An arm or a benchmark is noted by every run that meets it; neither is made of what that run was made of.
+NOT_MADE = {"arm", "benchmark"}
+
+
+@dataclass(frozen=True)
+class Spent:
+    """One run behind an arm."""
+
+    run: Run
+    amounts: Mapping[str, float]
+    shared_with: int = 0  # other arms that grew from it too
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Everything behind an arm, oldest first; its own training is the last."""
+
+    spent: list[Spent]
+    labels: int  # preferences that could be trained on: of every snapshot behind the arm, each counted once
+
+    @property
+    def total(self) -> dict[str, float]:
+        """All of it. Labels are those that could be used, not the sum over the runs that read the same ones."""
+        return {**add_up(one.amounts for one in self.spent), "labels": self.labels}
+
+    @property
+    def own(self) -> Mapping[str, float]:
+        """Its own training alone."""
+        return self.spent[-1].amounts if self.spent else {}
+
+    @property
+    def shared(self) -> dict[str, float]:
+        """The part that other arms grew from too."""
+        return add_up(one.amounts for one in self.spent if one.shared_with)
+
+
+def amounts_of(run: Run) -> dict[str, float]:
+    """What one run has cost. A run of the gpu queue holds its device, which may be a CPU, from end to end."""
+    found = {name: float(run.cost.get(name, 0)) for name in MEASURES}
+    found["device_seconds"] = float(run.cost.get("wall_seconds", 0)) if run.queue == "gpu" else 0.0
+    return found
+
+
+def add_up(amounts: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Amounts of several runs together."""
+    rows = list(amounts)
+    return {name: sum(row[name] for row in rows) for name in MEASURES}
+
+
+def runs_behind(session: Session, starts: Iterable[int]) -> dict[int, set[int]]:
+    """Each run with every run that it grew from, itself included."""
+    begun = list(starts)
+    parents: dict[int, set[int]] = {}
+    waiting = set(begun)
+    while waiting:
+        found = _parents(session, waiting)
+        parents |= {one: found.get(one, set()) for one in waiting}
+        waiting = {parent for many in found.values() for parent in many} - parents.keys()
+    return {one: _reach(parents, one) for one in begun}
+
+
+def _reach(parents: Mapping[int, set[int]], start: int) -> set[int]:
+    seen: set[int] = set()
+    waiting = [start]
+    while waiting:
+        one = waiting.pop()
+        if one not in seen:
+            seen.add(one)
+            waiting += parents[one]
+    return seen
+
+
+def _parents(session: Session, runs: set[int]) -> dict[int, set[int]]:
+    """run → the runs that made what it read."""
+    read, made = aliased(RunIo), aliased(RunIo)
+    same = sa.and_(col(made.noun) == col(read.noun), col(made.ref_id) == col(read.ref_id), col(made.is_output))
+    query = (
+        sa.select(col(read.run_id), col(made.run_id))
+        .join(made, same)
+        .where(col(read.run_id).in_(runs), ~col(read.is_output), col(read.noun).not_in(NOT_MADE))
+        .where(col(made.run_id) != col(read.run_id))
+    )
+    found: dict[int, set[int]] = {}
+    for run, parent in session.execute(query):
+        found.setdefault(run, set()).add(parent)
+    for run in session.exec(select(Run).where(col(Run.id).in_(runs), Run.kind == "sft")):
+        if run.recipe.get("arm") is not None:  # copied completions: whoever wrote them
+            found.setdefault(run.id, set()).update(_writers(session, run.recipe["arm"], run.recipe["prompt_set"]))
+    return found
+
+
+def _writers(session: Session, arm: int, prompt_set: int) -> set[int]:
+    written = (
+        sa.select(col(Completion.run_id))
+        .join(Prompt, col(Prompt.id) == col(Completion.prompt_id))
+        .where(col(Completion.arm_id) == arm, col(Prompt.set_id) == prompt_set, col(Completion.run_id).is_not(None))
+        .distinct()
+    )
+    return {int(key) for key in session.execute(written).scalars()}
+
+
+def read_budgets(session: Session, runs: Iterable[int], others: Iterable[int] = ()) -> dict[int, Budget]:
+    """The budget of each run. What is shared is told by looking at the others asked for, and at `others`."""
+    asked = list(runs)
+    lineages = runs_behind(session, {*asked, *others})
+    behind = {one: lineages[one] for one in asked}
+    ids = {one for many in behind.values() for one in many}
+    rows = {run.id: run for run in session.exec(select(Run).where(col(Run.id).in_(ids)))}
+    labels = _labels(session, ids)
+    budgets = {}
+    for start, many in behind.items():
+        before = sorted(many - {start})
+        spent = [
+            Spent(rows[one], amounts_of(rows[one]), sum(one in many for key, many in lineages.items() if key != start))
+            for one in [*before, start]
+            if one in rows
+        ]
+        snapshots = {key: n for one in many for key, n in labels.get(one, {}).items()}
+        budgets[start] = Budget(spent, sum(snapshots.values()))
+    return budgets
+
+
+def _labels(session: Session, runs: set[int]) -> dict[int, dict[int, int]]:
+    """run → the snapshots that it read, with their preferences on the train split."""
+    query = (
+        sa.select(col(RunIo.run_id), col(Snapshot.id), col(Snapshot.n_train))
+        .join(Snapshot, sa.and_(col(RunIo.noun) == "snapshot", col(RunIo.ref_id) == col(Snapshot.id)))
+        .where(col(RunIo.run_id).in_(runs), ~col(RunIo.is_output))
+    )
+    found: dict[int, dict[int, int]] = {}
+    for run, snapshot, n in session.execute(query):
+        found.setdefault(run, {})[snapshot] = n
+    return found
+
+
+def compare_labels(labels: Mapping[str, int]) -> str:
+    """Whether the arms could learn from equally many labels, in a sentence; empty without an arm that used any."""
+    used = {name: n for name, n in labels.items() if n}
+    if not used:
+        return ""
+    if len(set(labels.values())) == 1:
+        n = next(iter(labels.values()))
+        return f"Labels are equal: each trained arm could learn from {n:,}." if len(labels) > 1 else ""
+    each = ", ".join(f"{name} {n:,}" if n else f"{name} none" for name, n in labels.items())
+    return f"Labels are not equal: {each}. A difference between these arms is also one of labels."

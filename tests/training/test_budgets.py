@@ -1,0 +1,127 @@
+"""What an arm has cost: summed over lineage, each run once, shared runs told, labels counted once."""
+
+import pytest
+from sqlmodel import Session
+
+from app.db import reading, transaction
+from app.judging.models import Judge, VerdictSet
+from app.pairs.models import PairSet
+from app.projects.models import Project
+from app.prompts.models import PromptSet
+from app.runs.models import Run, RunIo
+from app.training.budgets import compare_labels, read_budgets, runs_behind
+from app.training.models import Snapshot
+
+
+def add_run(
+    session: Session, kind: str, cost: dict[str, float], reads: list[tuple[str, int]], makes: list[tuple[str, int]]
+) -> int:
+    queue = "io" if kind == "judge" else "gpu"
+    run = Run(project_id=1, kind=kind, queue=queue, recipe={"kind": kind}, recipe_sha256="0", status="done", cost=cost)
+    session.add(run)
+    session.flush()
+    for is_output, rows in ((False, reads), (True, makes)):
+        session.add_all(RunIo(run_id=run.id, is_output=is_output, noun=noun, ref_id=key) for noun, key in rows)
+    return run.id
+
+
+@pytest.fixture
+def study(database: str) -> dict[str, int]:
+    """base → pairs → verdicts → snapshot → reward → ppo, and snapshot → dpo."""
+    with transaction() as session:
+        session.add(Project(id=1, slug="demo", name="Demo"))
+        session.flush()
+        session.add(PromptSet(id=1, project_id=1, name="p", state="ready"))
+        session.add(Judge(id=1, project_id=1, name="rule", kind="rule"))
+        session.flush()
+        session.add(PairSet(id=1, project_id=1, name="pairs", prompt_set_id=1))
+        session.flush()
+        session.add(VerdictSet(id=1, project_id=1, name="v", pair_set_id=1, judge_id=1))
+        session.flush()
+        session.add(
+            Snapshot(id=1, project_id=1, name="s", pair_set_id=1, verdict_set_id=1, labels_version=0, n_train=90)
+        )
+        session.flush()
+        arm = ("arm", 9)  # noted by whoever meets it: joins nothing
+        return {
+            "base": add_run(
+                session, "demo_base", {"trained_tokens": 1000, "wall_seconds": 30}, [], [("checkpoint", 1)]
+            ),
+            "pairs": add_run(
+                session,
+                "generate",
+                {"generated_tokens": 500, "wall_seconds": 5},
+                [("checkpoint", 1)],
+                [("pair_set", 1), arm],
+            ),
+            "verdicts": add_run(
+                session,
+                "judge",
+                {"judge_calls": 100, "labels": 100, "wall_seconds": 7, "usd": 0.5},
+                [("pair_set", 1)],
+                [("verdict_set", 1)],
+            ),
+            "snapshot": add_run(session, "snapshot", {}, [("verdict_set", 1)], [("snapshot", 1)]),
+            "reward": add_run(
+                session,
+                "reward",
+                {"labels": 90, "trained_tokens": 200, "wall_seconds": 9},
+                [("checkpoint", 1), ("snapshot", 1)],
+                [("checkpoint", 2)],
+            ),
+            "ppo": add_run(
+                session,
+                "ppo",
+                {"generated_tokens": 700, "trained_tokens": 5600, "wall_seconds": 20},
+                [("checkpoint", 1), ("checkpoint", 2)],
+                [("checkpoint", 3)],
+            ),
+            "dpo": add_run(
+                session,
+                "dpo",
+                {"labels": 90, "trained_tokens": 200, "wall_seconds": 11},
+                [("checkpoint", 1), ("snapshot", 1)],
+                [("checkpoint", 4)],
+            ),
+            "scored": add_run(session, "benchmark", {"generated_tokens": 9999}, [("checkpoint", 4)], [arm]),
+        }
+
+
+def test_a_budget_is_the_sum_over_lineage_with_each_run_once(study: dict[str, int]) -> None:
+    with reading() as session:
+        found = read_budgets(session, [study["ppo"], study["dpo"]])
+        behind = runs_behind(session, [study["ppo"]])[study["ppo"]]
+    assert behind == {study[name] for name in ("base", "pairs", "verdicts", "snapshot", "reward", "ppo")}
+    ppo, dpo = found[study["ppo"]], found[study["dpo"]]
+    assert ppo.total == {
+        "labels": 90, "judge_calls": 100, "generated_tokens": 1200, "trained_tokens": 1000 + 200 + 5600,
+        "device_seconds": 30 + 5 + 9 + 20, "cpu_seconds": 0, "usd": 0.5,
+    }  # fmt: skip
+    assert (dpo.total["generated_tokens"], dpo.total["device_seconds"]) == (500, 46)
+    assert dpo.own["trained_tokens"] == 200 and dpo.labels == ppo.labels == 90
+
+
+def test_what_other_arms_grew_from_too_is_told(study: dict[str, int]) -> None:
+    with reading() as session:
+        both = read_budgets(session, [study["ppo"], study["dpo"]])[study["ppo"]]
+        alone = read_budgets(session, [study["ppo"]])[study["ppo"]]
+        beside = read_budgets(session, [study["ppo"]], others=[study["dpo"]])[study["ppo"]]
+    assert {one.run.id for one in both.spent if one.shared_with} == {
+        study[name] for name in ("base", "pairs", "verdicts", "snapshot")
+    }
+    assert both.shared["trained_tokens"] == 1000 and both.shared["judge_calls"] == 100
+    assert beside.shared == both.shared and alone.shared["trained_tokens"] == 0
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ({"dpo": 90, "ppo": 90}, "Labels are equal: each trained arm could learn from 90."),
+        ({"dpo": 1100, "grpo": 0}, "Labels are not equal: dpo 1,100, grpo none."),
+        ({"dpo": 90, "ppo": 30}, "Labels are not equal: dpo 90, ppo 30."),
+        ({"grpo": 0}, ""),
+        ({"dpo": 90}, ""),
+    ],
+)
+def test_unequal_labels_are_said(labels: dict[str, int], said: str) -> None:
+    assert compare_labels(labels).startswith(said) and bool(compare_labels(labels)) == bool(said)
