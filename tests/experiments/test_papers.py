@@ -23,6 +23,7 @@ from app.main import create_app
 from app.projects.projects import make_project
 from app.runs.models import Run
 from app.stats.teacher_critic import SAID
+from tests.experiments.sawyer import check_sawyer
 from tests.experiments.test_advance import work_off
 
 GIVEN = {
@@ -70,7 +71,7 @@ def test_it_runs_offline_at_the_tiny_scale(sqlite_database: str, name: str) -> N
     with TestClient(create_app(), base_url="http://127.0.0.1", cookies={COOKIE: cookie}) as client:
         assert client.get("/p/lab/report/1").status_code == 200
         found = client.get("/p/lab/report/1.json").json()
-        {"rounds": check_rounds, "grid": check_grid}.get(name, lambda *_: None)(client, found)
+        {"rounds": check_rounds, "grid": check_grid, "sawyer": check_sawyer}.get(name, lambda *_: None)(client, found)
 
 
 def check_rounds(client: TestClient, found: dict[str, Any]) -> None:
