@@ -21,6 +21,8 @@ from app.experiments.models import Experiment
 from app.experiments.start import start_experiment
 from app.main import create_app
 from app.projects.projects import make_project
+from app.report.report import read_report
+from app.report.teachers import lacks_teacher, read_teacher_lines
 from app.runs.models import Run
 from app.stats.teacher_critic import SAID
 from tests.experiments.sawyer import check_sawyer
@@ -71,7 +73,21 @@ def test_it_runs_offline_at_the_tiny_scale(sqlite_database: str, name: str) -> N
     with TestClient(create_app(), base_url="http://127.0.0.1", cookies={COOKIE: cookie}) as client:
         assert client.get("/p/lab/report/1").status_code == 200
         found = client.get("/p/lab/report/1.json").json()
-        {"rounds": check_rounds, "grid": check_grid, "sawyer": check_sawyer}.get(name, lambda *_: None)(client, found)
+        {"rounds": check_rounds, "grid": check_grid, "ppo_vs_dpo": check_in_context, "sawyer": check_sawyer}[name](
+            client, found
+        )
+
+
+def check_in_context(client: TestClient, found: dict[str, Any]) -> None:
+    """What was only told stands beside what was trained, on the same items."""
+    (told,) = [one for one in found["arms"] if one["name"] == "in context"]
+    assert (told["method"], told["start"], told["trained_on"]) == ("in_context", "base", "nothing: told in context")
+    for benchmark in found["benchmarks"]:
+        scores = {one["arm"]: one for one in benchmark["metrics"][0]["scores"]}
+        assert set(scores) == {"base", "in context", "SFT", "DPO", "PPO"}
+        assert scores["in context"]["difference"]["n"] == scores["DPO"]["difference"]["n"] == 12
+        assert scores["base"]["difference"] is None
+    assert "arm-in-context" in client.get("/p/lab/report/1").text
 
 
 def check_rounds(client: TestClient, found: dict[str, Any]) -> None:
@@ -142,6 +158,14 @@ def check_grid(client: TestClient, found: dict[str, Any]) -> None:
     facts = found["benchmarks"][0]["metrics"][0]["scores"]
     assert sum(one["difference"] is None for one in facts) == 2, "the two bases"
     assert not any("2402.12366" in one for one in found["limits"])
+    with reading() as session:
+        report = read_report(session, get(session, Experiment, 1))
+        without = [arm for arm in report.arms if arm.method != "sft"]
+        alone = read_teacher_lines(session, report.material, without, report.headline)
+    assert {line.reading for line in alone} == {"not measured"} and not any(
+        line.teacher or line.start for line in alone
+    )
+    assert [said.count("DPO by") for said in lacks_teacher(alone)] == [4, 4]
     assert 'id="teachers"' in client.get("/p/lab/report/1").text
 
 
