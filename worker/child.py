@@ -15,6 +15,9 @@ from app.errors import AppError
 from app.runs.queue import Fenced, finish
 from worker.failures import remedy_for
 from worker.job import Cancelled, Job
+from worker.several import Follower, Released, rank
+
+FIRST_SPEAKS_S = 5.0  # the first process says what went wrong before the launcher ends it because another one failed
 
 KINDS = {
     "import_prompts": "worker.importing:import_prompts",
@@ -45,6 +48,7 @@ KINDS = {
     "ppo": "worker.ppo:train_ppo",
     "grpo": "worker.grpo:train_grpo",
     "rloo": "worker.grpo:train_grpo",
+    "measure": "worker.measure:measure",
     "benchmark": "worker.benchmark:run_benchmark",
     "grading": "worker.grading:prepare_grading",
     "play": "worker.play:play",
@@ -57,6 +61,25 @@ def die_with_parent() -> None:
     os._exit(70)
 
 
+def do(job: Job) -> None:
+    """Calls the function of the run's kind."""
+    module, _, name = KINDS[job.recipe.kind].partition(":")
+    getattr(importlib.import_module(module), name)(job)
+
+
+def follow(run_id: int, attempt: int) -> int:
+    """Trains along with the first process; returns this one's exit code."""
+    try:
+        do(Follower(run_id, attempt))
+    except (Released, Cancelled):
+        return 0
+    except Exception:  # noqa: BLE001  as in work(): the launcher learns of it by the code, the page by what is printed
+        traceback.print_exc()
+        sys.stderr.flush()
+        time.sleep(FIRST_SPEAKS_S)
+    return 1
+
+
 def work(run_id: int, attempt: int) -> str:
     """Does one attempt and ends it in the database; returns the status it ended with."""
     started = time.process_time(), time.monotonic()
@@ -64,11 +87,10 @@ def work(run_id: int, attempt: int) -> str:
     job = None
     try:
         job = Job(run_id, attempt)
-        module, _, name = KINDS[job.recipe.kind].partition(":")
         job.check()
-        getattr(importlib.import_module(module), name)(job)
-    except Cancelled:
-        status = "cancelled"
+        do(job)
+    except Cancelled as stopped:
+        status, error = "cancelled", str(stopped) or None  # a pause says why
     except AppError as known:
         status, error = "failed", known.message
     except Fenced:
@@ -97,6 +119,8 @@ def main() -> None:
     threading.Thread(target=die_with_parent, daemon=True).start()
     settings()
     run_id, attempt = int(sys.argv[1]), int(sys.argv[2])
+    if rank() > 0:
+        os._exit(follow(run_id, attempt))
     print(f"run {run_id} attempt {attempt}: {work(run_id, attempt)}", flush=True)
     sys.stdout.flush()
     os._exit(0)  # no waiting for library threads

@@ -18,6 +18,7 @@ from app.review.card_recipes import CardRecipe
 from app.review.recipes import AuditRecipe
 from app.revising.recipes import BestOfRecipe, HandOverRecipe, InContextRecipe, RedTeamRecipe, ReviseRecipe
 from app.runs.recipe import Recipe
+from app.training.measured import MeasureRecipe
 from app.training.recipes import (
     DemoBaseRecipe,
     DpoRecipe,
@@ -39,7 +40,7 @@ RECIPES: dict[str, type[Recipe]] = {
         GenerateRecipe, NewJudgeRecipe, JudgeRecipe, RateRecipe, AuditRecipe, CardRecipe, SnapshotRecipe,
         RedTeamRecipe, ReviseRecipe, HandOverRecipe, BestOfRecipe, InContextRecipe,
         SftRecipe, RewardRecipe, DpoRecipe, SimpoRecipe, KtoRecipe, PpoRecipe, GrpoRecipe, RlooRecipe,
-        BenchmarkRecipe, GradingRecipe, PlayRecipe,
+        MeasureRecipe, BenchmarkRecipe, GradingRecipe, PlayRecipe,
     )
 }  # fmt: skip
 
