@@ -1,6 +1,6 @@
 """Export of a checkpoint: an adapter as it is, or everything merged into one set of safetensors; with a model card.
 
-The folder loads with transformers or peft alone. Pushing it to the Hugging Face hub is the last step, and only where a
+The folder loads with transformers or peft alone, but for a bi-encoder's. Pushing it to the Hugging Face hub is the last step, and only where a
 hub id is asked for; huggingface_hub reads the token from the worker's own environment, never from a recipe.
 """
 
@@ -91,6 +91,9 @@ def write_card(session: Session, row: Checkpoint, recipe: ExportRecipe) -> str:
     kind = "reward model" if row.role == "reward" else "policy"
     lines += [f"A {kind} made by PrefLab, method `{row.method}`, seed {row.seed}, step {row.step}, "
               f"exported {'merged' if recipe.form == 'merged' else 'as it is'}.", ""]  # fmt: skip
+    if str(row.facts.get("architecture", "")).startswith("bi-encoder"):
+        lines += [f"A {row.facts['architecture']}. transformers has no class for it: `worker/bi_encoder.py` of PrefLab "
+                  "holds its equations and loads it.", ""]  # fmt: skip
     run = session.get(Run, row.run_id) if row.run_id else None
     if run is not None:
         lines += _how(session, run)
