@@ -1,7 +1,8 @@
 """Export of a checkpoint: an adapter as it is, or everything merged into one set of safetensors; with a model card.
 
-The folder loads with transformers or peft alone, but for a bi-encoder's. Pushing it to the Hugging Face hub is the last step, and only where a
-hub id is asked for; huggingface_hub reads the token from the worker's own environment, never from a recipe.
+The folder loads with transformers or peft alone, but for a bi-encoder's. Pushing it to the Hugging Face hub is the last
+step, and only where a hub id is asked for; huggingface_hub reads the token from the worker’s own environment, never
+from a recipe.
 """
 
 import json
