@@ -10,7 +10,6 @@ import sqlalchemy as sa
 from sqlmodel import Session, SQLModel, col, select
 
 from app.checkpoints.models import Checkpoint
-from app.db import get
 from app.experiments.models import Experiment, Step
 from app.grading.models import Grade, GradeItem, Grading
 from app.judging.models import Judge, VerdictSet
@@ -18,6 +17,7 @@ from app.pairs.models import PairSet
 from app.projects.models import Project
 from app.prompts.models import PromptSet
 from app.review.models import Queue
+from app.review.pages import labels_called
 from app.runs.models import LIVE, Run, RunIo
 from app.training.models import Snapshot
 
@@ -111,7 +111,7 @@ def _training(session: Session, project: Project, root: str) -> Iterator[NextSte
     snapshot = _newest(session, Snapshot, project, Snapshot.verdict_set_id == verdicts.id)
     freeze = _new(root, "snapshot", verdict_set=verdicts.id)
     if snapshot is None:
-        text = f"{verdicts.n:,} {_labels_called(session, verdicts)} can be trained on once they are frozen."
+        text = f"{verdicts.n:,} {labels_called(session, verdicts)} can be trained on once they are frozen."
         yield NextStep(text, "Freeze preferences", freeze)
         return
     if pairs is not None and snapshot.labels_version != pairs.labels_version:
@@ -130,10 +130,6 @@ def _training(session: Session, project: Project, root: str) -> Iterator[NextSte
         fields_ = {"checkpoint": unscored.id, "benchmark": "strict_format", "prompt_set": prompts.id if prompts else ""}
         text = f"{unscored.name or f'Checkpoint {unscored.id}'} has not been measured."
         yield NextStep(text, "Benchmark it", _new(root, "benchmark", **fields_))
-
-
-def _labels_called(session: Session, verdicts: VerdictSet) -> str:
-    return "imported labels" if get(session, Judge, verdicts.judge_id).kind == "imported" else "verdicts"
 
 
 def _trained_on(session: Session, snapshot: Snapshot, kind: str) -> int | None:
@@ -163,7 +159,7 @@ def _people(session: Session, project: Project, root: str) -> Iterator[NextStep]
     verdicts = _newest(session, VerdictSet, project)
     queue = _newest(session, Queue, project, Queue.kind == "audit")
     if verdicts is not None and queue is None:
-        labels = _labels_called(session, verdicts)
+        labels = labels_called(session, verdicts)
         text = f"Nobody has looked at the {labels}: draw twenty at random for a person to answer."
         yield NextStep(text, "Draw an audit", _new(root, "audit", verdict_set=verdicts.id))
     if queue is not None and queue.closed_at is None and queue.n_answered < queue.n * queue.overlap:

@@ -10,7 +10,7 @@ from app.checkpoints.models import Checkpoint
 from app.experiments.models import Experiment
 from app.grading.models import Grade, GradeItem, Grading
 from app.home.rail import STAGES
-from app.judging.models import Judge, VerdictSet
+from app.judging.models import VerdictSet
 from app.pairs.models import PairSet
 from app.projects.models import Project
 from app.prompts.models import PromptSet
@@ -70,7 +70,7 @@ def _figures(session: Session, project_id: int) -> dict[str, tuple[int, str]]:
         one(total(PairSet.n), pairs), one(count, pairs),
         one(total(labels), verdicts),
         one(total(VerdictSet.n_null), verdicts),
-        one(total(labels), verdicts, col(VerdictSet.judge_id).in_(ids(Judge, col(Judge.kind) == "imported"))),
+        one(total(labels), verdicts, col(VerdictSet.run_id).in_(ids(Run, runs, Run.kind == "import_pairs"))),
         one(total(Queue.n_answered), queues), one(total(Queue.n), queues), one(total(PairSet.n_overridden), pairs),
         one(count, Checkpoint.project_id == project_id, col(Checkpoint.method).in_(TRAINED)),
         one(count, Snapshot.project_id == project_id),

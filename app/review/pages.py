@@ -16,6 +16,7 @@ from app.prompts.models import Prompt
 from app.review.adjudication import Word, read_words
 from app.review.answers import as_shown
 from app.review.models import Answer, Override, Queue
+from app.runs.models import Run
 
 
 @dataclass(frozen=True)
@@ -124,11 +125,19 @@ def read_others(session: Session, answer: Answer) -> list[tuple[str | None, str]
 
 
 def speaker_of(session: Session, queue: Queue) -> str:
-    """Who gave the labels that people check here: “judge”, or “imported labels”, which no judge of ours gave."""
+    """Who gave what people check here: “judge”, or of a set that no judge gave what its labels are called."""
     if queue.verdict_set_id is None:
         return "judge"
-    judge = get(session, Judge, get(session, VerdictSet, queue.verdict_set_id).judge_id)
-    return "imported labels" if judge.kind == "imported" else "judge"
+    called = labels_called(session, get(session, VerdictSet, queue.verdict_set_id))
+    return "judge" if called == "verdicts" else called
+
+
+def labels_called(session: Session, verdict_set: VerdictSet) -> str:
+    """“verdicts” of a judge, “imported labels” of a file, or “labels”, such as those of revisions handed over."""
+    if get(session, Judge, verdict_set.judge_id).kind != "imported":
+        return "verdicts"
+    run = session.get(Run, verdict_set.run_id) if verdict_set.run_id else None
+    return "imported labels" if run is None or run.kind == "import_pairs" else "labels"
 
 
 def named(session: Session, member: Member, queue: Queue) -> dict[str, Any]:
