@@ -51,40 +51,55 @@ def pad_left(rows: list[list[int]], pad_id: int, device: torch.device) -> tuple[
     return ids.to(device), mask.to(device)
 
 
+def pick(log_probs: Tensor, draws: Tensor) -> Tensor:
+    """The token (b,) that each draw (b,) of [0, 1) falls on, of log-probabilities (b, vocabulary)."""
+    heights = log_probs.double().exp().cumsum(-1)
+    return torch.searchsorted(heights, (draws * heights[:, -1]).unsqueeze(1), right=True).squeeze(1)
+
+
 @torch.no_grad()
 def sample(
     policy: Any, prompts: list[list[int]], n: int, temperature: float, end_ids: list[int], pad_id: int,
     generator: torch.Generator, check: Callable[[], None],
 ) -> Rollout:  # fmt: skip
-    """Samples up to n tokens for every prompt at once, keeping keys and values between steps."""
+    """Samples up to n tokens for every prompt at once, keeping keys and values between steps.
+
+    A row that has ended leaves the batch at once, its keys and values with it. Each token has a draw of its own, so
+    that a row's text depends neither on which others still go on nor on the device the draws are used on.
+    """
     device = next(policy.parameters()).device
     ids, attention = pad_left(prompts, pad_id, device)
-    step_ids, step_positions, cache = ids, positions(attention), None
-    alive = torch.ones(len(prompts), dtype=torch.long, device=device)
+    draws = torch.rand(n, len(prompts), generator=generator, dtype=torch.float64).to(device)
+    tokens = torch.full((len(prompts), n), pad_id, device=device)
+    log_probs = torch.zeros(len(prompts), n, device=device)
+    mask = torch.zeros_like(tokens)
     ends = torch.tensor(end_ids, device=device)
-    tokens, log_probs = [], []
-    for _ in range(n):
+    rows = torch.arange(len(prompts), device=device)  # that still go on
+    step_ids, seen, places, cache = ids, attention, positions(attention), None
+    for at in range(n):
         check()
         out = policy(
-            input_ids=step_ids, attention_mask=attention, position_ids=step_positions, past_key_values=cache,
-            use_cache=True, logits_to_keep=1,
+            input_ids=step_ids, attention_mask=seen, position_ids=places, past_key_values=cache, use_cache=True,
+            logits_to_keep=1,
         )  # fmt: skip
         cache = out.past_key_values
         shares = torch.log_softmax(out.logits[:, -1].float() / temperature, -1)
-        # Drawn on the CPU, so that the generator's stream does not depend on the device.
-        drawn = torch.multinomial(shares.exp().cpu(), 1, generator=generator).to(device)
-        token = torch.where(alive.bool(), drawn.squeeze(1), pad_id)
-        tokens.append(token)
-        log_probs.append(shares.gather(1, token.unsqueeze(1)).squeeze(1) * alive)
-        ids = torch.cat([ids, token.unsqueeze(1)], 1)
-        attention = torch.cat([attention, alive.unsqueeze(1)], 1)
-        step_ids, step_positions = token.unsqueeze(1), positions(attention)[:, -1:]
-        alive = alive * (~torch.isin(token, ends)).long()
-        if not alive.any():
+        token = pick(shares, draws[at, rows])
+        tokens[rows, at], mask[rows, at] = token, 1
+        log_probs[rows, at] = shares.gather(1, token.unsqueeze(1)).squeeze(1)
+        going = (~torch.isin(token, ends)).nonzero().squeeze(1)
+        if at + 1 == n or not len(going):
             break
-    drawn_tokens = torch.stack(tokens, 1)
-    mask = attention[:, -len(tokens) :].float()
-    return Rollout(ids, attention, drawn_tokens, mask, torch.stack(log_probs, 1))
+        if len(going) < len(rows):
+            rows, seen, places, token = rows[going], seen[going], places[going], token[going]
+            cache.batch_select_indices(going)
+        step_ids, places = token.unsqueeze(1), places[:, -1:] + 1
+        seen = torch.cat([seen, torch.ones_like(step_ids)], 1)
+    length = at + 1
+    return Rollout(
+        torch.cat([ids, tokens[:, :length]], 1), torch.cat([attention, mask[:, :length]], 1), tokens[:, :length],
+        mask[:, :length].float(), log_probs[:, :length],
+    )  # fmt: skip
 
 
 def end_ids_of(policy: Any, tokenizer: Any) -> list[int]:

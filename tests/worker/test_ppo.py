@@ -15,7 +15,7 @@ from worker.recorder import Recorder
 from worker.reward import make_classifier
 from worker.rewards import score_text, text_bonus
 from worker.rl_prompts import RlPrompt
-from worker.rollout import Rollout, sample, seeded
+from worker.rollout import Rollout, pick, sample, seeded
 from worker.saving import save_folder
 
 QUESTIONS = ["What is the capital of France?", "Tell me the young of a cat.", "Question: the opposite of hot?"]
@@ -115,6 +115,38 @@ def test_sampling_stops_at_the_end_token_and_follows_the_temperature(base: Weigh
         share = float(torch.softmax(logits / temperature, -1)[top])
         spread = (share * (1 - share) / 2000) ** 0.5
         assert abs(float((drawn == top).float().mean()) - share) < 4 * spread
+
+
+def test_a_draw_falls_on_each_token_as_often_as_its_probability() -> None:
+    shares = torch.tensor([[0.5, 0.0, 0.25, 0.25]]).log()
+    assert [int(pick(shares, torch.tensor([u]))) for u in (0.0, 0.499, 0.501, 0.749, 0.751, 1 - 2**-24)] == [
+        0,
+        0,
+        2,
+        2,
+        3,
+        3,
+    ]
+    generator = torch.Generator().manual_seed(1)
+    drawn = pick(shares.expand(4000, -1), torch.rand(4000, generator=generator, dtype=torch.float64))
+    assert torch.allclose(drawn.bincount(minlength=4) / 4000, shares[0].exp(), atol=0.03)
+
+
+def test_a_row_that_has_ended_leaves_the_batch_and_the_others_read_on_as_if_alone(base: Weights) -> None:
+    policy, tokenizer = load_full(base).eval(), load_tokenizer(base)
+    prompts = [encode_prompt(tokenizer, render_prompt(tokenizer, [{"role": "user", "content": q}])) for q in QUESTIONS]
+    ends = list(range(0, 400, 7))  # so that rows leave the batch one after another
+    forwards: list[int] = []
+    policy.register_forward_pre_hook(lambda _m, _a, given: forwards.append(len(given["input_ids"])), with_kwargs=True)
+    whole = sample(policy, prompts * 8, 12, 1.0, ends, 0, seeded(5), lambda: None)
+    assert forwards[0] == 24 and forwards[-1] < 12 and forwards == sorted(forwards, reverse=True)
+    assert sum(forwards) == int(whole.mask.sum())  # no row is computed once it has ended
+    for row in range(24):
+        said = whole.tokens[row, : int(whole.mask[row].sum())].tolist()
+        assert all(token not in ends for token in said[:-1])
+        assert said[-1] in ends or len(said) == whole.n
+    scored = of_tokens(policy, whole)
+    assert torch.allclose(scored * whole.mask, whole.log_probs, atol=1e-5)
 
 
 def test_training_raises_the_reward_and_the_policy_loads_again(

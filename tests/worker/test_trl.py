@@ -181,7 +181,7 @@ def test_grpo_begins_at_its_reference_and_changes_the_policy(base: Weights, tmp_
         3,
         base,
         prompts,
-        Recorder(prompts[:3], load_tokenizer(base), watch, None),
+        Recorder(prompts * 20, load_tokenizer(base), watch, None),
         share_even,
         tmp_path / "state",
         watch,
