@@ -6,7 +6,7 @@ Simplified: one update per rollout unless the recipe says more; the reference, k
 the starting checkpoint, which TRL loads again from where the policy came from.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,28 @@ def settle_start(start: Weights, folder: Path, recipe: GroupRecipe) -> Weights:
     return Weights(str(merged))
 
 
+class EpochOrder(torch.utils.data.Sampler[int]):
+    """TRL's sampler, whose order of each epoch follows from the seed and the number of the epoch alone.
+
+    TRL's draws one permutation after the other from one generator, which a resumed run would begin anew.
+    """
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called before each epoch: leaves the generator where so many epochs would have brought it."""
+        self.inner.generator.manual_seed(self.inner.seed)
+        for _ in range(epoch):
+            torch.randperm(self.inner.num_samples, generator=self.inner.generator)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.inner)
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+
 def make_trainer(
     recipe: GroupRecipe, seed: int, start: Weights, prompts: list[RlPrompt], reward: RewardFunction, folder: Path
 ) -> Any:
@@ -131,7 +153,12 @@ def make_trainer(
         for p in prompts
     ]
     make, arguments = (RLOOTrainer, RLOOConfig) if isinstance(recipe, RlooRecipe) else (GRPOTrainer, GRPOConfig)
-    return make(
+
+    class Trainer(make):  # type: ignore[misc, valid-type]
+        def _get_train_sampler(self, dataset: Any = None) -> Any:
+            return EpochOrder(super()._get_train_sampler(dataset))
+
+    return Trainer(
         model=load_trainable(start, recipe.is_lora, recipe.lora_rank, recipe.dtype),
         reward_funcs=reward,
         args=arguments(
@@ -191,7 +218,9 @@ def fit_grpo(
     trainer = make_trainer(recipe, seed, start, prompts, counted, folder)
     if recorder is not None:
         trainer.add_callback(
-            LookCallback(recipe.sample_every, lambda step: look(trainer, recipe, seed, recorder, reward, step))
+            LookCallback(
+                recipe.sample_every, lambda step: look(trainer, recipe, seed, recorder, reward, step), recorder.pauser
+            )
         )
     curves = run_trainer(trainer, watch, folder, is_tried=False)
     watch.spend(generated_tokens=n_tokens[0], trained_tokens=curves.get("tokens", 0) * recipe.num_iterations)

@@ -17,7 +17,7 @@ from app.runs.models import LogLine, Metric, Run, Sampled
 from app.runs.queue import drop_metrics_after, fence, record_output
 
 # prompt, completion, training reward, and what the detectors saw
-SampledText = tuple[str, str, float | None] | tuple[str, str, float | None, dict[str, float]]
+SampledText = tuple[str, str, float | None] | tuple[str, str, float | None, dict[str, Any]]
 
 
 class Watch(Protocol):

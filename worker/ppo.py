@@ -297,6 +297,7 @@ def train(
         ppo.load_state(torch.load(newest[1] / "state.pt", weights_only=True))
         watch.resumed_at(done)
     spent = dict.fromkeys(("generated_tokens", "trained_tokens"), 0.0)
+    is_pausing = False
     for iteration in range(done, recipe.iterations):
         if iteration == 0 and recorder:
             ppo.look(0, recorder)
@@ -306,13 +307,16 @@ def train(
         watch.metric(step, **found)
         if recorder and (step % recipe.sample_every == 0 or step == recipe.iterations):
             ppo.look(step, recorder)
-        if step % recipe.save_every == 0 and step < recipe.iterations:
+            is_pausing = step < recipe.iterations and recorder.pauser is not None and recorder.pauser.has_turned()
+        if (step % recipe.save_every == 0 or is_pausing) and step < recipe.iterations:
             watch.flush()  # who goes on from here never says these steps again
             save_folder(folder / f"state-{step}", lambda at: torch.save(ppo.state(), at / "state.pt"))
             drop_older(folder, "state", keep=2)
             watch.spend(**spent)
             spent = dict.fromkeys(spent, 0.0)
         watch.progress(step, recipe.iterations, f"reward {found['reward']:.2f}, KL {found['kl']:.2f}")
+        if is_pausing and recorder and recorder.pauser:
+            raise recorder.pauser.pause(step)
     watch.spend(**spent)
 
 

@@ -16,6 +16,7 @@ from app.prompts.strict_format import read_strict_format
 from worker.checkpoints import weights_of
 from worker.job import Job, Watch
 from worker.loading import Weights, context_of, encode_prompt, load_tokenizer, render_prompt
+from worker.pausing import ITEMS, Pauser, name_messages, pauser_of
 from worker.rl_prompts import RlPrompt
 from worker.rollout import Rollout, end_ids_of, sample, seeded
 
@@ -67,11 +68,15 @@ def told_of(rollout: Rollout, tokenizer: Any, end_ids: Sequence[int]) -> list[To
 class Recorder:
     """Writes down what a policy says to `prompts`. `held_out` is a reward model that no part of training reads."""
 
-    def __init__(self, prompts: Sequence[RlPrompt], tokenizer: Any, watch: Watch, held_out: Weights | None) -> None:
+    def __init__(
+        self, prompts: Sequence[RlPrompt], tokenizer: Any, watch: Watch, held_out: Weights | None,
+        pauser: Pauser | None = None,
+    ) -> None:  # fmt: skip
         from worker.llm import RewardScorer
 
         self.prompts, self.tokenizer, self.watch = list(prompts), tokenizer, watch
         self.scorer = RewardScorer(held_out) if held_out is not None else None
+        self.pauser = pauser
 
     def note(self, step: int, told: Sequence[Told], rewards: Sequence[float | None] | None) -> None:
         """One look: curves over all prompts, and the first few for the film strip. A reward may be unreadable."""
@@ -94,11 +99,11 @@ class Recorder:
                 render_prompt(self.tokenizer, prompt.messages),
                 one.text,
                 rewards[place] if rewards else None,
-                signs[place],
+                signs[place] | ({"messages": name_messages(prompt.messages)} if self.pauser else {}),
             )
             for place, (prompt, one) in enumerate(zip(self.prompts, told, strict=True))
         ]
-        self.watch.sampled(step, rows[:SHOWN])
+        self.watch.sampled(step, rows[: ITEMS if self.pauser else SHOWN])
 
     def look(self, step: int, model: Any, n: int, seed: int) -> None:
         """Samples a policy that is being trained offline, at temperature 1; its weights and random numbers stay."""
@@ -137,7 +142,7 @@ def recorder_of(job: Job, prompts: Sequence[RlPrompt], tokenizer: Any) -> Record
         return Recorder(prompts, tokenizer, job, None)
     with job.read() as session:
         weights = weights_of(session, held_out)
-    return Recorder(prompts, tokenizer, job, weights)
+    return Recorder(prompts, tokenizer, job, weights, pauser_of(job))
 
 
 def recorder_of_rows(job: Job, rows: Sequence[dict[str, Any]], start: Weights) -> Recorder | None:

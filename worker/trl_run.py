@@ -18,6 +18,7 @@ from app.errors import AppError
 from app.training.common import OfflineRecipe, SampledRecipe, TrainingRecipe
 from worker.job import Watch
 from worker.loading import Weights, context_of, device, render_prompt
+from worker.pausing import Pauser
 from worker.recorder import Recorder
 from worker.saving import seal_folder, take_newest_whole
 from worker.several import LONGEST_WAIT_S, Released, is_first, n_processes, rank, share_rows
@@ -102,10 +103,11 @@ class WatchCallback(TrainerCallback):
 
 
 class LookCallback(TrainerCallback):
-    """Calls `look(step)` before the first step, every few steps and after the last."""
+    """Calls `look(step)` before the first step, every few steps and after the last; has the run paused where asked."""
 
-    def __init__(self, every: int, look: Callable[[int], None]) -> None:
-        self.every, self.look = every, look
+    def __init__(self, every: int, look: Callable[[int], None], pauser: Pauser | None = None) -> None:
+        self.every, self.look, self.pauser = every, look, pauser
+        self.is_pausing = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step == 0:
@@ -114,13 +116,24 @@ class LookCallback(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step % self.every == 0 or state.global_step == state.max_steps:
             self.look(state.global_step)
+            if self.pauser is not None and state.global_step < state.max_steps and self.pauser.has_turned():
+                self.is_pausing = control.should_save = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.is_pausing:
+            control.should_training_stop = True  # only now, so that the state just stored does not say so
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.is_pausing and self.pauser is not None:
+            raise self.pauser.pause(state.global_step)
 
 
 def record(trainer: Any, recorder: Recorder | None, recipe: SampledRecipe, seed: int) -> None:
     """Has the recorder look at the policy while it trains."""
     if recorder is not None and is_first():
         trainer.add_callback(LookCallback(
-            recipe.sample_every, lambda step: recorder.look(step, trainer.model, recipe.sample_tokens, seed)
+            recipe.sample_every, lambda step: recorder.look(step, trainer.model, recipe.sample_tokens, seed),
+            recorder.pauser,
         ))  # fmt: skip
 
 
@@ -241,8 +254,9 @@ def run_trainer(trainer: Any, watch: Watch, folder: Path, is_tried: bool = True)
         dry_step(trainer)
     if newest is not None:
         watch.resumed_at(newest[0])
-    elif trainer.eval_dataset is not None:
-        trainer.evaluate()  # step 0: where the curves begin
+    # Step 0, where the curves begin. By the trainer and not before it: a model that was evaluated first counts as
+    # prepared, and several processes would then each train a model of their own.
+    trainer.args.eval_on_start = newest is None and trainer.eval_dataset is not None
     trainer.train(resume_from_checkpoint=str(newest[1]) if newest else None)
     if trainer.eval_dataset is not None:
         trainer.evaluate()

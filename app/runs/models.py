@@ -58,6 +58,11 @@ class Run(Row, table=True):
         """Queued or running."""
         return self.status in LIVE
 
+    @property
+    def is_paused(self) -> bool:
+        """It stopped by itself for people to look, and says why; what somebody cancelled says nothing."""
+        return self.status == "cancelled" and bool(self.error)
+
 
 class RunNeed(SQLModel, table=True):
     """A run that must be done before another starts."""

@@ -62,6 +62,21 @@ def watcher() -> Any:
     )  # fmt: skip
 
 
+def pauser() -> Any:
+    """The field that lets people look once what trains and what watches part."""
+    return Field(
+        False, title="Pause when the held-out reward model turns",
+        description="Once: where it falls while what trains still rises, the run ends with a state to resume from, and "
+        "ten samples of then and now wait in a review queue.",
+    )  # fmt: skip
+
+
+def check_pauser(is_paused_at_turn: bool, held_out: int | None) -> None:
+    """Raises ValueError where nothing could ever pause the run."""
+    if is_paused_at_turn and held_out is None:
+        raise ValueError("nothing watches: choose a held-out reward model, or do not pause")
+
+
 class SampledRecipe(OfflineRecipe):
     """Offline training of a policy, whose samples are recorded as it goes."""
 

@@ -178,8 +178,18 @@ def _kl_running(recipe: Mapping[str, Any], curves: Mapping[str, Points]) -> Note
     return Note("act", text, _at("kl", kl[0], kl[-1]))
 
 
-def _diverging(curves: Mapping[str, Points]) -> Note | None:
-    """What trains goes up while what only watches goes down: Gao et al.'s over-optimisation."""
+@dataclass(frozen=True)
+class Turn:
+    """Where what only watches began to fall while what trains still rose: each as (step, value)."""
+
+    best: tuple[int, float]  # the watcher's highest point
+    then: tuple[int, float]  # the proxy nearest to it
+    watcher: tuple[int, float]  # both at the end
+    proxy: tuple[int, float]
+
+
+def find_turn(curves: Mapping[str, Points]) -> Turn | None:
+    """What trains goes up while what only watches goes down: Gao et al.'s over-optimisation. None: not seen."""
     proxy = _finite(curves, "dev_reward") or _finite(curves, "dev_accuracy")
     watcher = _finite(curves, "dev_held_out")
     if len(proxy) < 4 or len(watcher) < 4:
@@ -190,12 +200,19 @@ def _diverging(curves: Mapping[str, Points]) -> Note | None:
     fall = best[1] - watcher[-1][1]
     if best[0] == watcher[-1][0] or spread <= 0 or fall < 0.25 * spread or proxy[-1][1] <= then[1]:
         return None
+    return Turn(best, then, watcher[-1], proxy[-1])
+
+
+def _diverging(curves: Mapping[str, Points]) -> Note | None:
+    turn = find_turn(curves)
+    if turn is None:
+        return None
     text = (
-        f"The held-out reward model liked step {best[0]} best ({best[1]:.2f}, now {watcher[-1][1]:.2f}) while what "
-        f"trains went on rising ({then[1]:.2f} to {proxy[-1][1]:.2f}). From there the run may please its reward only: "
-        "compare samples of both steps, and let people grade some."
+        f"The held-out reward model liked step {turn.best[0]} best ({turn.best[1]:.2f}, now {turn.watcher[1]:.2f}) "
+        f"while what trains went on rising ({turn.then[1]:.2f} to {turn.proxy[1]:.2f}). From there the run may please "
+        "its reward only: compare samples of both steps, and let people grade some."
     )
-    return Note("act", text, _at("dev_held_out", best, watcher[-1]))
+    return Note("act", text, _at("dev_held_out", turn.best, turn.watcher))
 
 
 def _repeating(curves: Mapping[str, Points]) -> Note | None:

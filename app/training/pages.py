@@ -142,9 +142,10 @@ def read_notes(session: Session, run: Run) -> list[Note]:
     thinned = names.where(sa.or_(col(Metric.step) % every == 0, col(Metric.name).startswith("dev_")))
     for name, step, value in session.execute(thinned.order_by(col(Metric.name), col(Metric.step))):
         curves[name].append((step, value))
-    return write_notes(
+    notes = write_notes(
         run.kind, run.recipe, curves, int(run.cost.get("repeated_rows", 0)), facts_made(session, run).get("held_out")
     )
+    return [Note("act", str(run.error), ()), *notes] if run.is_paused else notes
 
 
 def facts_made(session: Session, run: Run) -> dict[str, Any]:

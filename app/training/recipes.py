@@ -10,7 +10,7 @@ from app.db import get
 from app.errors import Invalid
 from app.judging.rating_recipes import check_rater
 from app.runs.recipe import Recipe, points_to
-from app.training.common import POLICY, OfflineRecipe, SampledRecipe, TrainingRecipe, watcher
+from app.training.common import POLICY, OfflineRecipe, SampledRecipe, TrainingRecipe, check_pauser, pauser, watcher
 
 LONGEST_LINE = 50  # trainings one after another that are followed back
 SOFT = "Weighs each pair by the judge’s own probability, where it gave one."
@@ -150,6 +150,12 @@ class DpoRecipe(ReferenceRecipe, SampledRecipe):
         False, title="A later round",
         description="The reference may then be a checkpoint that the start was trained from: where the rounds began.",
     )  # fmt: skip
+    is_paused_at_turn: bool = pauser()
+
+    @model_validator(mode="after")
+    def _somebody_watches(self) -> "DpoRecipe":
+        check_pauser(self.is_paused_at_turn, self.held_out)
+        return self
 
     @model_validator(mode="after")
     def _reference_is_start(self) -> "DpoRecipe":
@@ -189,6 +195,12 @@ class SimpoRecipe(SampledRecipe):
     is_soft: bool = Field(False, title="Soft labels", description=SOFT)
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, title="Label smoothing", description="The share thought wrong.")
     sft_weight: float = Field(0.0, ge=0, le=100, title="Weight of an added SFT term", description="0 is the pure loss.")
+    is_paused_at_turn: bool = pauser()
+
+    @model_validator(mode="after")
+    def _somebody_watches(self) -> "SimpoRecipe":
+        check_pauser(self.is_paused_at_turn, self.held_out)
+        return self
 
 
 class KtoRecipe(ReferenceRecipe, SampledRecipe):
@@ -219,6 +231,7 @@ class OnlineRecipe(ReferenceRecipe):
     temperature: float = Field(1.0, gt=0, le=5, title="Temperature of the rollouts")
     sample_every: int = Field(10, ge=1, title="Sample dev prompts every … steps")
     held_out: int | None = watcher()
+    is_paused_at_turn: bool = pauser()
     reward: int | None = None
     judge: int | None = points_to(
         "judge", title="Judge", default=None,
@@ -252,6 +265,11 @@ class OnlineRecipe(ReferenceRecipe):
     def check(self, session: Session, project_id: int) -> None:
         if self.judge is not None and self.constitution is not None:
             check_rater(session, self.judge, self.constitution)
+
+    @model_validator(mode="after")
+    def _somebody_watches(self) -> "OnlineRecipe":
+        check_pauser(self.is_paused_at_turn, self.held_out)
+        return self
 
     @model_validator(mode="after")
     def _watcher_does_not_train(self) -> "OnlineRecipe":

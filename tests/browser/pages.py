@@ -13,8 +13,8 @@ from app.recipes import RECIPES
 from app.tables import FORMATS
 
 PROJECT = "demo"
-# What is no page by its nature: health, one-time links, the API, and what a kind of run adds to another page.
-NOT_PAGES = re.compile(r"^/(health$|login/|api/)|/(panel|forecast)/")
+# What is no page by its nature: health, one-time links, the API, streams, and what a kind of run adds to another page.
+NOT_PAGES = re.compile(r"^/(health$|login/|api/)|/(panel|forecast)/|/stream$")
 PARAMETER = re.compile(r"\{(\w+)(?::\w+)?\}")
 
 

@@ -10,7 +10,6 @@ from fastapi.testclient import TestClient
 from sqlmodel import col, select
 
 from app.checkpoints.arms import find_or_make_arm
-from app.checkpoints.models import Checkpoint
 from app.db import reading, transaction
 from app.errors import AppError
 from app.projects.models import Project
@@ -191,9 +190,7 @@ def test_the_form_sends_a_message_once_and_says_what_is_wrong(client: TestClient
 @ON_SQLITE
 def test_what_writes_nothing_is_refused(client: TestClient, project: Project, tmp_path: Path) -> None:
     reward = write_reward(tmp_path / "reward", write_tiny(tmp_path / "base"), False)
-    key = stored_checkpoint(project, Path(reward.place))
-    with transaction() as session:
-        session.get_one(Checkpoint, key).role = "reward"
+    key = stored_checkpoint(project, Path(reward.place), role="reward")
     with pytest.raises(AppError, match="writes nothing"):
         start(project.id, kind="play", said="x", checkpoints=[key])
     assert "Nobody to ask yet" in client.get("/p/demo/checkpoints/playground").text
