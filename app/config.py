@@ -5,6 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from app.errors import AppError
@@ -31,7 +32,12 @@ class Settings(BaseModel):
     is_cookie_secure: bool = Field(False, description="Send the login cookie over HTTPS only.")
     secret_key: str = Field("", description="Key that encrypts stored API keys; empty means a file in the data folder.")
     slots: str = Field(
-        "", description="Comma-separated GPU slots of this worker; empty means one per GPU, or one CPU slot."
+        "",
+        description="Comma-separated GPU slots of this worker, cuda:0+1 for two GPUs; empty means one per GPU, or CPU.",
+    )
+    accelerate_config: str = Field(
+        "",
+        description="Your accelerate file (yaml): SFT, reward models, DPO and SimPO then train by several processes.",
     )
     worker_queues: str = Field(
         "gpu,io,cpu", description="Comma-separated queues that a worker process takes runs from: gpu, io, cpu."
@@ -52,6 +58,13 @@ class Settings(BaseModel):
         if value.upper() not in {"DEBUG", "INFO", "WARNING", "ERROR"}:
             raise ValueError("choose DEBUG, INFO, WARNING or ERROR")
         return value.upper()
+
+    @field_validator("accelerate_config")
+    @classmethod
+    def _plain_data_parallel(cls, value: str) -> str:
+        if value:
+            read_accelerate(Path(value))
+        return value
 
     @field_validator("allowed_hosts")
     @classmethod
@@ -77,6 +90,11 @@ class Settings(BaseModel):
         if value and not value.startswith(("redis://", "rediss://", "redis+socket://", "amqp://", "amqps://")):
             raise ValueError("use redis://…, redis+socket://… or amqp://…")
         return value
+
+    @property
+    def accelerate(self) -> dict[str, Any]:
+        """What accelerate's file says; empty where none is given."""
+        return read_accelerate(Path(self.accelerate_config)) if self.accelerate_config else {}
 
     @property
     def database(self) -> str:
@@ -105,6 +123,28 @@ class Settings(BaseModel):
         path = self.data_path.joinpath(*(str(p) for p in parts))
         path.mkdir(parents=True, exist_ok=True)
         return path
+
+
+def read_accelerate(path: Path) -> dict[str, Any]:
+    """An accelerate file that several processes of one machine can train by; raises ValueError with the remedy."""
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(
+            f"{path} cannot be read as yaml ({type(error).__name__}): `accelerate config` writes it"
+        ) from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds no settings: `accelerate config` writes them")
+    way, n = found.get("distributed_type"), found.get("num_processes")
+    if way not in {"MULTI_GPU", "MULTI_CPU"}:
+        raise ValueError(
+            f"distributed_type is {way}: choose MULTI_GPU or MULTI_CPU; sharded weights are not stored here"
+        )
+    if type(n) is not int or n < 2:
+        raise ValueError("num_processes must be 2 or more; for one process leave this setting out")
+    if found.get("num_machines", 1) != 1:
+        raise ValueError("num_machines must be 1: a run stays on one machine; start a worker on each")
+    return found
 
 
 def read_settings(environ: dict[str, str]) -> Settings:

@@ -11,6 +11,7 @@ from app.config import settings
 from app.db import check_schema
 from app.errors import AppError
 from app.runs.broker import celery
+from worker.launch import check_slots
 from worker.supervise import Supervisor, tick
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ def _start(**_: Any) -> None:
     logging.basicConfig(level=settings().log_level)
     try:
         check_schema()
+        check_slots()
     except AppError as error:
         raise SystemExit(error.message) from error  # celery only logs any other exception here, and starts
 

@@ -61,12 +61,13 @@ class PreferenceTrainer(DPOTrainer):
         keys = [
             [text_key(*self._as_read(row, side)) for side in ("chosen_ids", "rejected_ids")] for row in dataset
         ]  # fmt: skip
-        known = self.cache.read([key for both in keys for key in both])
-        for start in range(0, len(keys), batch_size):
-            places = range(start, min(start + batch_size, len(keys)))
-            missing = [place for place in places if not known.keys() >= set(keys[place])]
-            if missing:
-                known |= self._read_reference([dataset[place] for place in missing], [keys[p] for p in missing])
+        with self.accelerator.main_process_first():  # of several processes the first reads, the others look up
+            known = self.cache.read([key for both in keys for key in both])
+            for start in range(0, len(keys), batch_size):
+                places = range(start, min(start + batch_size, len(keys)))
+                missing = [place for place in places if not known.keys() >= set(keys[place])]
+                if missing:
+                    known |= self._read_reference([dataset[place] for place in missing], [keys[p] for p in missing])
         columns = {"ref_chosen_logps": 0, "ref_rejected_logps": 1}
         for column, side in columns.items():
             dataset = dataset.add_column(column, [known[both[side]] for both in keys])
@@ -133,7 +134,7 @@ class PreferenceTrainer(DPOTrainer):
         """The curves, under TRL's names."""
         notes = self._metrics["train" if self.model.training else "eval"]
         if self.model.training:
-            self._total_train_tokens += int(inputs["attention_mask"].sum())
+            self._total_train_tokens += int(self.accelerator.gather(inputs["attention_mask"].sum()).sum())
         notes["num_tokens"] = [self._total_train_tokens]
         n = kept.shape[1]
         good, bad = (one.detach() for one in rewards)
@@ -146,7 +147,7 @@ class PreferenceTrainer(DPOTrainer):
             "logps/chosen": chosen.detach().mean(), "logps/rejected": rejected.detach().mean(),
         }  # fmt: skip
         for name, value in figures.items():
-            notes[name].append(float(value))
+            notes[name].append(float(self.accelerator.gather(value.float()).mean()))  # over all processes
 
 
 class SimpoTrainer(PreferenceTrainer):

@@ -1,16 +1,17 @@
 """Claims runs, spawns a child process for each, renews its lease, passes on cancels and SIGTERM, and notes deaths."""
 
+import contextlib
 import logging
 import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from functools import cache
 from pathlib import Path
 
+import psutil
 import sqlalchemy as sa
 from sqlmodel import col, select
 
@@ -19,6 +20,7 @@ from app.db import db_now, reading, transaction
 from app.experiments.advance import advance_all
 from app.runs.models import Run, Worker
 from app.runs.queue import Fenced, claim, finish, give_back, renew, runnable, send_wake_up, sweep
+from worker.launch import command_of, environment_of, gpu_slots, visible_gpus
 
 log = logging.getLogger(__name__)
 
@@ -33,25 +35,6 @@ LONG_TICK_S = 5.0  # a busy machine alone does not take longer between two ticks
 def worker_name() -> str:
     """This worker process's name."""
     return f"{socket.gethostname()}:{os.getpid()}"
-
-
-@cache
-def gpu_slots() -> tuple[str, ...]:
-    """The slots of this machine: PREFLAB_SLOTS, else one per GPU, else one for the CPU."""
-    if settings().slots:
-        names = [name.strip() for name in settings().slots.split(",") if name.strip()]
-    else:
-        names = [f"cuda:{i}" for i in range(count_gpus())] or ["cpu"]
-    return tuple(f"{socket.gethostname()}/{name}" for name in names)
-
-
-def count_gpus() -> int:
-    """How many NVIDIA GPUs the driver shows (torch is not imported here)."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([one for one in visible.split(",") if one.strip() not in {"", "-1"}])
-    root = Path("/proc/driver/nvidia/gpus")
-    return len(list(root.iterdir())) if root.is_dir() else 0
 
 
 class Supervisor:
@@ -89,7 +72,7 @@ class Supervisor:
         if run is None:
             return False
         try:
-            self._see_through(run.id, run.attempt, run.slot)
+            self._see_through(run)
         except Fenced:
             log.warning("run %s attempt %s was taken over", run.id, run.attempt)
         return True
@@ -105,14 +88,13 @@ class Supervisor:
                 continue  # the slot was taken between the look and the write
         return None
 
-    def _see_through(self, run_id: int, attempt: int, slot: str | None) -> None:
-        environ = dict(os.environ)
-        if slot and "/cuda:" in slot and "CUDA_VISIBLE_DEVICES" not in os.environ:
-            environ["CUDA_VISIBLE_DEVICES"] = slot.rpartition(":")[2]
+    def _see_through(self, run: Run) -> None:
+        run_id, attempt = run.id, run.attempt
+        environ = environment_of(run.kind, run.slot, os.environ)
         output = settings().folder("runs", run_id) / "output.log"
         with output.open("ab") as sink:
             child = subprocess.Popen(
-                [sys.executable, "-m", "worker.child", str(run_id), str(attempt)],
+                command_of(run.kind, run_id, attempt),
                 stdin=subprocess.PIPE, stdout=sink, stderr=sink, env=environ, start_new_session=True,
             )  # fmt: skip
         with self._lock:
@@ -184,9 +166,14 @@ def _wait_briefly(child: subprocess.Popen[bytes]) -> None:
 
 def _kill(child: subprocess.Popen[bytes]) -> None:
     if child.stdin:
-        child.stdin.close()
+        child.stdin.close()  # every process of the run ends at this
     if child.poll() is None:
+        # Those that accelerate launched have sessions of their own: the group alone would leave them.
+        launched = psutil.Process(child.pid).children(recursive=True)
         os.killpg(child.pid, signal.SIGKILL)
+        for one in launched:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
         child.wait()
 
 
@@ -209,7 +196,8 @@ def beat(queues: list[str]) -> float:
         row = session.exec(select(Worker).where(Worker.name == worker_name())).first()
         row = row or Worker(name=worker_name(), queues=",".join(queues))
         row.slots = ",".join(gpu_slots()) if "gpu" in queues else ""
-        row.device = f"{count_gpus()} GPU" if count_gpus() else f"CPU, {os.cpu_count()} cores"
+        n_gpus = len(visible_gpus())
+        row.device = f"{n_gpus} GPU" if n_gpus else f"CPU, {os.cpu_count()} cores"
         row.beat_at = db_now(session)
         session.add(row)
     return row.beat_at
