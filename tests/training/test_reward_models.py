@@ -73,7 +73,7 @@ def test_scores_of_chosen_rejected_and_arms_share_their_bins() -> None:
 
 
 NOTES = [
-    (rows(40, 0.55, 0.5), "does not reproduce the judge"),
+    (rows(40, 0.55, 0.5), "not shown to reproduce the judge"),
     (rows(200, 0.8, 0.78), "not shown to read more than length"),
     (rows(200, 0.9, 0.6), ""),
 ]
@@ -107,7 +107,7 @@ def test_its_pages_show_what_was_measured(client: TestClient, project: Project) 
     for text in (panel, page):
         for said in ("0.55", "“Prefer the longer” would", "where a calibrated model", "base T=1", "bi-encoder: two"):
             assert said in text
-    assert "does not reproduce the judge" in panel
+    assert "not shown to reproduce the judge" in panel
     with transaction() as session:
         session.get_one(Checkpoint, made.id).facts = {"architecture": "sequence classifier", "dtype": "float32"}
     assert "was not measured" in client.get(f"/p/demo/runs/{run.id}/panel/reward").text
