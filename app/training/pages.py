@@ -12,7 +12,7 @@ from sqlmodel import Session, col, select
 from app.checkpoints.models import Checkpoint
 from app.config import settings
 from app.db import MAX_ID, get
-from app.judging.models import VerdictSet
+from app.judging.models import Judge, VerdictSet
 from app.pairs.models import PairSet
 from app.projects.access import Member
 from app.prompts.hygiene import warnings_of
@@ -114,6 +114,9 @@ def read_panel(session: Session, run: Run) -> dict[str, Any]:
         if run.recipe.get(field) is not None:
             row = get(session, Checkpoint, int(run.recipe[field]))
             named.append((label, row.name, "checkpoints", row.id))
+    if run.recipe.get("judge") is not None:
+        judge = get(session, Judge, int(run.recipe["judge"]))
+        named.append(("Judge that rewards", judge.name, "judge/judges", judge.id))
     if run.recipe.get("snapshot") is not None:
         frozen = get(session, Snapshot, int(run.recipe["snapshot"]))
         named.append(("Preferences", frozen.name, "train/snapshots", frozen.id))

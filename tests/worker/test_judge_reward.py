@@ -17,7 +17,8 @@ from app.prompts.demo_corpus import list_prompts
 from app.prompts.models import Prompt, PromptSet
 from app.runs.models import Metric, Run
 from app.runs.queue import cancel, finish, resume
-from app.training.recipes import GrpoRecipe, PpoRecipe
+from app.training.judge_calls import count_judge_calls, say_judge_calls
+from app.training.recipes import GrpoRecipe, PpoRecipe, SftRecipe
 from tests.benchmarks.rows import fresh_project, stored_checkpoint
 from tests.chat_server import ChatServer, Fault, Request
 from tests.judging.rows import claim_next, do, endpoint_judge, error_of, made, read, start
@@ -183,6 +184,19 @@ def test_a_mix_without_one_of_its_parts_is_no_reward() -> None:
 def test_what_rewards_is_said_whole(recipe: Any, fields: dict[str, Any], why: str) -> None:
     with pytest.raises(ValueError, match=why):
         recipe(start=1, reference=1, prompt_set=1, **fields)
+
+
+def test_the_form_says_how_often_the_judge_is_asked() -> None:
+    ppo = {"judge": "1", "iterations": "10", "rollouts": "8", "sample_every": "5"}
+    assert count_judge_calls(PpoRecipe, ppo) == (80, 64 * 4)
+    grpo = {"judge": "1", "steps": "10", "prompts_per_step": "2", "group_size": "4", "num_iterations": "3"}
+    assert count_judge_calls(GrpoRecipe, {**grpo, "sample_every": "x"})[0] == 4 * 8
+    assert (
+        "up to 80 completions" in say_judge_calls(PpoRecipe, ppo)[0]
+        and "No cost is set" in say_judge_calls(PpoRecipe, ppo)[0]
+    )
+    assert "No cost" not in say_judge_calls(PpoRecipe, {**ppo, "budget_usd": "3"})[0]
+    assert say_judge_calls(PpoRecipe, {"iterations": "10"}) == say_judge_calls(SftRecipe, {"judge": "1"}) == []
 
 
 def test_a_judge_that_cannot_score_is_refused_at_the_launch(demo: Project, online: dict[str, Any]) -> None:
