@@ -5,6 +5,7 @@ stored, in chunks, under a prompt set that says `importing` until the last one s
 spool: the file is not read twice.
 """
 
+import gc
 import hashlib
 import json
 import os
@@ -68,6 +69,7 @@ class Rejects:
 def import_prompts(job: Job) -> None:
     """Reads a file (or the shipped demo set) into a prompt set."""
     recipe: ImportPromptsRecipe = job.recipe
+    gc.freeze()  # what the libraries made stays anyway: millions of rows need not have it looked through again
     spool = job.folder / "prompts.jsonl"
     if not spool.exists():
         _validate_prompts(job, recipe, spool)

@@ -4,6 +4,7 @@ The labels become the verdicts of a judge of kind `imported`, so that training c
 side a completion stands on is drawn by hash: some files put the better one always first.
 """
 
+import gc
 import hashlib
 import os
 from array import array
@@ -49,6 +50,7 @@ from worker.job import Job
 def import_pairs(job: Job) -> None:
     """Reads a preference file into prompts, completions, pairs and verdicts."""
     recipe: ImportPairsRecipe = job.recipe
+    gc.freeze()  # what the libraries made stays anyway: millions of rows need not have it looked through again
     prompts, pairs = job.folder / "prompts.jsonl", job.folder / "pairs.jsonl"
     if not (prompts.exists() and pairs.exists()):
         _validate(job, recipe, prompts, pairs)
