@@ -22,7 +22,7 @@ class BenchmarkRecipe(Recipe):
     """
 
     kind: ClassVar[str] = "benchmark"
-    aim: ClassVar[str] = "Score a checkpoint on a benchmark"
+    aim: ClassVar[str] = "Score a checkpoint or an arm on a benchmark"
     main: ClassVar[frozenset[str]] = frozenset(
         {"checkpoint", "arm", "benchmark", "prompt_set", "judge", "reference", "scorer", "limit", "name", "seed"}
     )

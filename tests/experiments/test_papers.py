@@ -152,7 +152,7 @@ def check_grid(client: TestClient, found: dict[str, Any]) -> None:
     assert len(lines) == 8
     for (arm, critic), one in lines.items():
         strength, family = arm.split()[2], arm.rpartition(", ")[2]
-        assert one["teacher"] == f"SFT on {strength}, {family}" and critic.startswith("checkpoint: ")
+        assert one["teacher"] == f"SFT on {strength}, {family}" and critic == f"{strength} critic"
         assert one["start"] == f"SFT on {arm.split()[6].rstrip(',')}, {family}"
         assert one["reading"] in SAID and one["gain"]["n"] == one["over_teacher"]["n"] == 20
     facts = found["benchmarks"][0]["metrics"][0]["scores"]
