@@ -8,6 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlmodel import Session, col
 
+from app.accounts.models import Account
 from app.checkpoints.models import Checkpoint
 from app.db import get
 from app.judging.models import Judge, Verdict, VerdictSet
@@ -42,6 +43,7 @@ class PeopleLine:
     is_probability: bool
     n: int  # pairs
     n_unreadable: int
+    is_simulated: bool  # whether any of the people was
     agreement: ScoreAgreement
 
 
@@ -61,25 +63,31 @@ def read_people_lines(session: Session, material: Material) -> list[PeopleLine]:
         queue = get(session, Queue, key) if key is not None else None
         if queue is None or queue.kind != "audit" or queue.verdict_set_id is None:
             continue
-        people = _read_people(session, queue)
+        people, is_simulated = _read_people(session, queue)
         pair_set = get(session, VerdictSet, queue.verdict_set_id).pair_set_id
         same = [one for one in sets if one.pair_set_id == pair_set] if people else []
-        found += [_line(session, one, people, step.seed) for one in same]
+        found += [_line(session, one, people, step.seed, is_simulated) for one in same]
     return found
 
 
-def _read_people(session: Session, queue: Queue) -> dict[int, float]:
-    """pair → people's first answers, a as 1 and b as −1, on average; skips left out."""
+def _read_people(session: Session, queue: Queue) -> tuple[dict[int, float], bool]:
+    """pair → people's first answers, a as 1 and b as −1, on average, skips left out; and whether one was simulated."""
     said: dict[int, list[float]] = defaultdict(list)
-    query = sa.select(col(Answer.pair_id), col(Answer.first)).where(
-        col(Answer.queue_id) == queue.id, col(Answer.first).is_not(None), col(Answer.first) != "skip"
-    )  # fmt: skip
-    for pair, first in session.execute(query):
+    query = (
+        sa.select(col(Answer.pair_id), col(Answer.first), col(Account.is_simulated))
+        .join(Account, col(Account.id) == col(Answer.account_id))
+        .where(col(Answer.queue_id) == queue.id, col(Answer.first).is_not(None), col(Answer.first) != "skip")
+    )
+    is_simulated = False
+    for pair, first, is_one in session.execute(query):
         said[pair].append(SIDES.get(first, 0.0))
-    return {pair: fmean(values) for pair, values in said.items()}
+        is_simulated = is_simulated or is_one
+    return {pair: fmean(values) for pair, values in said.items()}, is_simulated
 
 
-def _line(session: Session, verdict_set: VerdictSet, people: dict[int, float], seed: int) -> PeopleLine:
+def _line(
+    session: Session, verdict_set: VerdictSet, people: dict[int, float], seed: int, is_simulated: bool
+) -> PeopleLine:
     rows = session.execute(
         sa.select(col(Verdict.pair_id), col(Verdict.outcome), col(Verdict.p_a), col(Pair.prompt_id))
         .join(Pair, col(Pair.id) == col(Verdict.pair_id))
@@ -94,4 +102,5 @@ def _line(session: Session, verdict_set: VerdictSet, people: dict[int, float], s
     both = [*said, *(-one for one in said)], [*answers, *(-one for one in answers)]
     agreement = score_agreement(*both, [row.prompt_id for row in readable] * 2)
     judge = get(session, Judge, verdict_set.judge_id)
-    return PeopleLine(judge, seed, is_probability, len(readable), len(rows) - len(readable), agreement)
+    n = len(readable)
+    return PeopleLine(judge, seed, is_probability, n, len(rows) - n, is_simulated, agreement)
