@@ -129,7 +129,7 @@ def _reward_as_json(line: RewardLine) -> dict[str, Any]:
 def _people_as_json(line: PeopleLine) -> dict[str, Any]:
     return {
         "judge": line.judge.name, "seed": line.seed, "says": "probabilities" if line.is_probability else "labels",
-        "n": line.n, "n_unreadable": line.n_unreadable,
+        "n": line.n, "n_unreadable": line.n_unreadable, "is_simulated": line.is_simulated,
         **{name: (found := getattr(line.agreement, name)) and asdict(found) for name in ("pearson", "spearman")},
     }  # fmt: skip
 
