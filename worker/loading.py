@@ -6,12 +6,14 @@ base whose manifest has another hash than the one it was trained on.
 
 import os
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from app.errors import AppError
+from app.training.common import NARROW
 from worker.saving import MANIFEST, is_whole, read_manifest, sha256_of
 
 if TYPE_CHECKING:
@@ -73,6 +75,44 @@ def check_base(adapter: Weights, base: Weights) -> None:
         )
 
 
+# NARROW formats are of a frozen base, by bitsandbytes; what is computed is bfloat16.
+
+
+def check_format(dtype: str) -> None:
+    """Raises AppError where this machine cannot hold weights in a number format."""
+    if dtype not in NARROW:
+        return
+    if not torch.cuda.is_available():
+        raise AppError(f"{dtype} weights need an NVIDIA GPU, and this worker has none: choose float32 or bfloat16.")
+    if find_spec("bitsandbytes") is None:
+        raise AppError(f"{dtype} weights need bitsandbytes: `pip install bitsandbytes` into the worker's environment.")
+
+
+def number_format(dtype: str) -> dict[str, Any]:
+    """What `from_pretrained` is told of a number format; 8-bit and 4-bit weights compute in bfloat16.
+
+    NF4 with doubly quantised scales is QLoRA's (2305.14314).
+    """
+    check_format(dtype)
+    if dtype not in NARROW:
+        return {"dtype": getattr(torch, dtype)}
+    from transformers import BitsAndBytesConfig
+
+    if dtype == "8-bit":
+        narrow = BitsAndBytesConfig(load_in_8bit=True)
+    else:
+        narrow = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )  # fmt: skip
+    return {"dtype": torch.bfloat16, "quantization_config": narrow, "device_map": {"": torch.cuda.current_device()}}
+
+
+def on_device(model: Any, dtype: str) -> Any:
+    """The model where it is to compute; bitsandbytes has put its own there already."""
+    return model if dtype in NARROW else model.to(device())
+
+
 def _known(weights: Weights) -> dict[str, Any]:
     return {"trust_remote_code": False, **({"revision": weights.revision} if weights.revision else {})}
 
@@ -103,15 +143,18 @@ def load_full(weights: Weights, dtype: str = "float32") -> Any:
 
     check_whole(weights)
     if weights.base is not None:
+        if dtype in NARROW:
+            raise AppError(f"An adapter cannot be merged into {dtype} weights without loss: choose LoRA or bfloat16.")
         check_base(weights, weights.base)
         from peft import PeftModel
 
         inner = load_full(weights.base, dtype)
         merged: Any = PeftModel.from_pretrained(inner, weights.place).merge_and_unload()
         return merged
-    return AutoModelForCausalLM.from_pretrained(
-        weights.place, dtype=getattr(torch, dtype), use_safetensors=True, **_known(weights)
-    ).to(device())
+    model = AutoModelForCausalLM.from_pretrained(
+        weights.place, use_safetensors=True, **number_format(dtype), **_known(weights)
+    )
+    return on_device(model, dtype)
 
 
 def lora_config(rank: int, task: str = "CAUSAL_LM") -> "LoraConfig":
@@ -152,7 +195,7 @@ def load_reward(weights: Weights, dtype: str = "float32") -> Any:
     from worker.bi_encoder import is_bi_encoder, load_bi_encoder
 
     if is_bi_encoder(weights):
-        return load_bi_encoder(weights, dtype)
+        return load_bi_encoder(weights, "bfloat16" if dtype in NARROW else dtype)
 
     check_whole(weights)
     root = weights.base or weights
@@ -160,7 +203,7 @@ def load_reward(weights: Weights, dtype: str = "float32") -> Any:
         check_whole(weights.base)
         check_base(weights, weights.base)
     model = AutoModelForSequenceClassification.from_pretrained(
-        root.place, num_labels=1, dtype=getattr(torch, dtype), use_safetensors=True, **_known(root)
+        root.place, num_labels=1, use_safetensors=True, **number_format(dtype), **_known(root)
     )
     if weights.base is not None:
         from peft import PeftModel
@@ -168,7 +211,7 @@ def load_reward(weights: Weights, dtype: str = "float32") -> Any:
         model = PeftModel.from_pretrained(model, weights.place)
     # Where the score is read: at the last token that is no pad.
     model.config.pad_token_id = load_tokenizer(weights).pad_token_id
-    return model.to(device())
+    return on_device(model, dtype)
 
 
 def render_prompt(tokenizer: Any, messages: list[dict[str, str]]) -> str:

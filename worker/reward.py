@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
+from app.training.common import NARROW
 from app.training.recipes import RewardRecipe
 from worker.bi_encoder import make_bi_encoder
 from worker.checkpoints import store_trained, weights_of
 from worker.job import Job, Watch
 from worker.llm import RewardScorer
-from worker.loading import Weights, device, load_full, load_tokenizer, lora_config
+from worker.loading import Weights, device, load_full, load_tokenizer, lora_config, number_format
 from worker.preferences import Preferences, preferences_of
 from worker.reward_measure import measure_reward
 
@@ -22,13 +23,20 @@ def make_classifier(start: Weights, recipe: RewardRecipe, seed: int) -> Any:
     """A classifier with one output on the body of the starting policy; its head is drawn from the seed."""
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    policy = load_full(start, recipe.dtype) if not recipe.is_lora else load_full(start.root, recipe.dtype)
-    torch.manual_seed(seed)
     config = AutoConfig.from_pretrained(start.root.place, num_labels=1, trust_remote_code=False)
     config.pad_token_id = load_tokenizer(start).pad_token_id
-    model = AutoModelForSequenceClassification.from_config(config, dtype=getattr(torch, recipe.dtype))
-    getattr(model, model.base_model_prefix).load_state_dict(policy.base_model.state_dict())
-    model.to(device())
+    if recipe.dtype in NARROW:  # with LoRA only; a body of 8 or 4 bits is read as it is, not copied into another
+        torch.manual_seed(seed)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            start.root.place, config=config, use_safetensors=True, trust_remote_code=False,
+            **number_format(recipe.dtype),
+        )  # fmt: skip
+    else:
+        policy = load_full(start, recipe.dtype) if not recipe.is_lora else load_full(start.root, recipe.dtype)
+        torch.manual_seed(seed)
+        model = AutoModelForSequenceClassification.from_config(config, dtype=getattr(torch, recipe.dtype))
+        getattr(model, model.base_model_prefix).load_state_dict(policy.base_model.state_dict())
+        model.to(device())
     if recipe.is_lora:
         from peft import get_peft_model
 

@@ -3,10 +3,16 @@
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
+from sqlmodel import Session, col, select
 
+from app.config import settings
+from app.db import db_now
+from app.errors import Invalid
+from app.runs.models import Worker
 from app.runs.recipe import Recipe, points_to
 
 POLICY = {"role": "policy"}
+NARROW = {"8-bit", "4-bit"}
 
 
 class TrainingRecipe(Recipe):
@@ -29,10 +35,28 @@ class TrainingRecipe(Recipe):
     warmup_share: float = Field(0.05, ge=0, le=1, title="Share of steps that warm up")
     weight_decay: float = Field(0.0, ge=0, le=1, title="Weight decay")
     max_grad_norm: float = Field(1.0, gt=0, title="Gradient norm is clipped at")
-    dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", title="Number format", description="bfloat16 halves the memory and needs a GPU."
-    )
+    dtype: Literal["float32", "bfloat16", "8-bit", "4-bit"] = Field(
+        "float32", title="Number format",
+        description="bfloat16 halves the memory and needs a GPU. 8-bit and 4-bit narrow LoRA’s frozen base further, by "
+        "bitsandbytes on an NVIDIA GPU.",
+    )  # fmt: skip
     save_every: int = Field(50, ge=1, title="Save a resume state every … steps")
+
+    @model_validator(mode="after")
+    def _narrow_weights_are_frozen(self) -> "TrainingRecipe":
+        if self.dtype in NARROW and not self.is_lora:
+            raise ValueError("8-bit and 4-bit weights cannot be trained themselves: choose LoRA, or another format")
+        return self
+
+    def check(self, session: Session, project_id: int) -> None:
+        """Raises Invalid where every worker that could take this has no GPU, and the number format needs one."""
+        if self.dtype not in NARROW:
+            return
+        fresh = col(Worker.beat_at) > db_now(session) - settings().lease_s
+        able = [row.device for row in session.exec(select(Worker).where(fresh)) if "gpu" in row.queues.split(",")]
+        if able and all(device.startswith("CPU") for device in able):
+            message = f"{self.dtype} weights need an NVIDIA GPU, and no running worker has one: choose another format."
+            raise Invalid(message, {"dtype": [message]})
 
 
 class OfflineRecipe(TrainingRecipe):

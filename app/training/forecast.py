@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 Method = Literal["sft", "reward", "bi_encoder", "dpo", "simpo", "kto", "ppo", "grpo", "rloo"]
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+# A linear layer's weight by bitsandbytes: LLM.int8() (2208.07339); NF4, doubly quantised scales (2305.14314, sec. 3).
+NARROW_BYTES = {"8-bit": 1.0, "4-bit": 4.127 / 8}
 
 # method → (models that are trained, models that are only read)
 FULL_COPIES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -64,6 +66,16 @@ def count_parameters(config: Mapping[str, Any]) -> int:
     return layers * layer + embeddings + hidden
 
 
+def count_base_bytes(config: Mapping[str, Any], dtype: str) -> int:
+    """Bytes of a frozen base; in 8-bit and 4-bit its embeddings and output layer stay bfloat16."""
+    n = count_parameters(config)
+    if dtype in BYTES:
+        return n * BYTES[dtype]
+    hidden, _, _, vocabulary, _, _ = _sizes(config)
+    wide = vocabulary * hidden * (1 if config.get("tie_word_embeddings") else 2)
+    return wide * 2 + int((n - wide) * NARROW_BYTES[dtype])
+
+
 def count_adapter(config: Mapping[str, Any], rank: int) -> int:
     """Weights of one LoRA adapter on every linear layer: rank × (in + out) each."""
     hidden, layers, mlp, _, q, kv = _sizes(config)
@@ -86,13 +98,13 @@ def forecast_memory(
     has_reference: bool = True,
 ) -> Forecast:  # fmt: skip
     """Bytes of one training step of `batch` texts of `length` tokens (a DPO, SimPO or reward row is two texts)."""
-    width, n = BYTES[dtype], count_parameters(config)
+    width, n = BYTES.get(dtype, 2), count_parameters(config)  # 8-bit and 4-bit weights compute in bfloat16
     trained, read = FULL_COPIES[method]
     read = read if has_reference else tuple(name for name in read if name != "reference")
     texts = 2 * batch if method in {"dpo", "simpo", "reward", "bi_encoder"} else batch
     if is_lora:
         adapter = count_adapter(config, rank)
-        parts = [Part("one frozen base", n * width)]
+        parts = [Part("one frozen base", count_base_bytes(config, dtype))]
         # Adapters are kept in float32: weight, gradient and two moments.
         parts += [Part(f"{name} adapter, its gradients and AdamW's moments", adapter * 16) for name in trained]
         parts += [Part(f"{name} adapter", adapter * 4) for name in read if name == "reward"]

@@ -20,7 +20,7 @@ from app.prompts.models import PromptSet
 from app.runs.models import Metric, Run, RunIo
 from app.tables import Column, Filter, Table
 from app.training.common import TrainingRecipe
-from app.training.forecast import Forecast, forecast_memory
+from app.training.forecast import BYTES, NARROW_BYTES, Forecast, forecast_memory
 from app.training.health import Note, write_notes
 from app.training.models import Snapshot
 from app.training.recipes import (
@@ -202,7 +202,7 @@ def read_forecast(session: Session, member: Member, kind: str, values: Mapping[s
     method = "bi_encoder" if values.get("architecture") == "bi_encoder" else kind
     return forecast_memory(
         config, method, is_lora=str(values.get("is_lora", "false")) == "true", rank=int(number("lora_rank")),  # type: ignore[arg-type]
-        dtype=dtype if dtype in {"float32", "bfloat16"} else "float32", batch=max(1, int(batch)), length=int(length),
+        dtype=dtype if dtype in {*BYTES, *NARROW_BYTES} else "float32", batch=max(1, int(batch)), length=int(length),
         has_reference=kind not in {"grpo", "rloo"} or number("beta") > 0,
     )  # fmt: skip
 

@@ -114,6 +114,7 @@ class RewardRecipe(OfflineRecipe):
 
     def check(self, session: Session, project_id: int) -> None:
         """Raises Invalid for several starts: they are spread over runs before this."""
+        super().check(session, project_id)
         if self.also_from:
             message = "One run trains from one start: give each of the others a run, or a step, of its own."
             raise Invalid(message, {"also_from": [message]})
@@ -168,6 +169,7 @@ class DpoRecipe(ReferenceRecipe, SampledRecipe):
 
     def check(self, session: Session, project_id: int) -> None:
         """Raises Invalid where the reference is none of those that the start was trained from."""
+        super().check(session, project_id)
         key: int | None = self.start
         for _ in range(LONGEST_LINE):
             if key is None or key == self.reference:
@@ -263,6 +265,7 @@ class OnlineRecipe(ReferenceRecipe):
         return self
 
     def check(self, session: Session, project_id: int) -> None:
+        super().check(session, project_id)
         if self.judge is not None and self.constitution is not None:
             check_rater(session, self.judge, self.constitution)
 

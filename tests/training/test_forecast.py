@@ -56,3 +56,18 @@ def test_a_pair_is_two_texts() -> None:
         return next(part.n_bytes for part in parts if part.name.startswith("logits"))
 
     assert logits("dpo") == 2 * logits("sft")
+
+
+def test_narrow_weights_shrink_the_base_but_not_its_embeddings_or_adapters() -> None:
+    given = {"is_lora": True, "rank": 16, "batch": 1, "length": 512}
+    found = {
+        dtype: forecast_memory(LLAMA_8B, "ppo", dtype=dtype, **given)  # type: ignore[arg-type]
+        for dtype in ("bfloat16", "8-bit", "4-bit")
+    }
+    embeddings = 2 * 128_256 * 4096
+    layers = 8_030_261_248 - embeddings
+    bases = {dtype: one.parts[0].n_bytes for dtype, one in found.items()}
+    assert bases["bfloat16"] == 2 * (layers + embeddings)
+    assert bases["8-bit"] == layers + 2 * embeddings
+    assert bases["4-bit"] == pytest.approx(0.516 * layers + 2 * embeddings, rel=0.001)
+    assert len({one.n_bytes - one.parts[0].n_bytes for one in found.values()}) == 1  # all else is bfloat16's
