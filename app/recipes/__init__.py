@@ -45,6 +45,16 @@ RECIPES: dict[str, type[Recipe]] = {
 }  # fmt: skip
 
 
+# Kinds with a page of their own: equation, paper, every field.
+METHOD_PAGES = {
+    **{kind: f"docs/methods/{kind}.md" for kind in ("sft", "reward", "dpo", "simpo", "kto", "ppo")},
+    **dict.fromkeys(("grpo", "rloo"), "docs/methods/grpo-rloo.md"),
+    **dict.fromkeys(("revise", "hand_over"), "docs/methods/critique-and-revise.md"),
+    "best_of": "docs/methods/best-of-n.md",
+    "in_context": "docs/methods/in-context.md",
+}
+
+
 def recipe_class(kind: str) -> type[Recipe]:
     """The recipe of a kind; raises Invalid."""
     if kind not in RECIPES:

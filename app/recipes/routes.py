@@ -12,7 +12,7 @@ from app.db import Db, get
 from app.errors import Invalid, NotFound
 from app.html import FormValues, html, read_form, recipe_form
 from app.projects.access import Member, Researcher
-from app.recipes import RECIPES, read_recipe, recipe_class
+from app.recipes import METHOD_PAGES, RECIPES, read_recipe, recipe_class
 from app.runs.models import Run
 from app.runs.queue import NoRow, launch, new_form_key
 from app.runs.recipe import Recipe
@@ -53,6 +53,7 @@ def _form_page(
         title=recipe.aim or f"{recipe.verb} {kind.replace('_', ' ')}", recipe=recipe, general=general,
         fields=[one for one in fields if one.is_main], folded=[one for one in fields if not one.is_main],
         form_key=form_key, kind=kind, has_forecast=kind in FORECAST,
+        method_page=METHOD_PAGES.get(kind, ""),
     )  # fmt: skip
 
 
