@@ -71,8 +71,8 @@ class Pauser:
             session.execute(sa.update(Run).where(col(Run.id) == self.job.run_id).values(done=step))
         self.job.log(f"paused after step {step}", "warning")
         return Paused(
-            f"Paused after step {step}: the held-out reward model liked step {turn.best[0]} best ({turn.best[1]:.2f}, "
-            f"now {turn.watcher[1]:.2f}) while what trains rose from {turn.then[1]:.2f} to {turn.proxy[1]:.2f}. Which "
+            f"Paused after step {step}: the held-out reward model liked step {turn.best[0]} best ({turn.best[1]:.3g}, "
+            f"now {turn.watcher[1]:.3g}) while what trains rose from {turn.then[1]:.3g} to {turn.proxy[1]:.3g}. Which "
             f"of the two is right is for people to say: {len(items)} pairs of samples of both steps wait in review "
             f"queue {queue}. Resume goes on exactly where it stopped, and this run will not pause again."
         )
