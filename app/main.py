@@ -27,6 +27,7 @@ from app.constitutions import routes as constitutions
 from app.db import ROOT, check_schema, reading
 from app.errors import AppError, Forbidden, Invalid, NotSignedIn, Unavailable
 from app.experiments import routes as experiments
+from app.experiments import sweep_routes as sweeps
 from app.grading import routes as grading
 from app.home import routes as home
 from app.home.rail import read_rail
@@ -59,7 +60,7 @@ POLICY = (
 SLICES = (
     accounts, projects, home, import_wizard, prompts, checkpoints, exports, pairs, playground, annotations,
     constitutions, judging, ratings, judge_cards, estimates, review, revising, label_diffs, rounds, budgets, training,
-    benchmarks, grading, report, experiments, recipes, runs,
+    benchmarks, grading, report, sweeps, experiments, recipes, runs,
 )  # fmt: skip
 
 

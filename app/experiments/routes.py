@@ -13,6 +13,7 @@ from app.experiments.board import experiment_as_json, read_board
 from app.experiments.files import list_shipped, read_outline, read_shipped
 from app.experiments.models import Experiment
 from app.experiments.start import cancel_experiment, retry_experiment, start_experiment
+from app.experiments.sweeps import read_sweep
 from app.html import FormValues, html
 from app.projects.access import Member, Researcher, Viewer
 from app.runs.queue import new_form_key
@@ -148,7 +149,15 @@ def show_experiment(request: Request, member: Viewer, session: Db, experiment_id
     """The board: steps by seeds, live."""
     experiment = project_experiment(session, member, experiment_id)
     board = read_board(session, experiment)
-    return html(request, "experiments/show.html", title=experiment.name, experiment=experiment, board=board)
+    has_trials = read_sweep(session, experiment) is not None
+    return html(
+        request,
+        "experiments/show.html",
+        title=experiment.name,
+        experiment=experiment,
+        board=board,
+        has_trials=has_trials,
+    )
 
 
 @router.get("/p/{project}/experiments/{experiment_id:int}/board")

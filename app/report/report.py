@@ -10,6 +10,7 @@ from app.judging.models import Judge
 from app.report.arms import Material, ReportArm, read_arms, read_material, sum_costs
 from app.report.budgets import Budgets, read_arm_budgets
 from app.report.examples import Example, Rewards, read_examples, read_rewards
+from app.report.frontier import Fronts, read_fronts
 from app.report.limits import find_limits
 from app.report.lines import Drawing, read_drawings
 from app.report.methods import describe
@@ -55,6 +56,7 @@ class Report:
     people_lines: list[PeopleLine]
     budget: dict[str, float]
     budgets: Budgets
+    fronts: Fronts
     versions: dict[str, list[str]]
     devices: list[str]
     limits: list[str]
@@ -113,6 +115,7 @@ def read_report(session: Session, experiment: Experiment) -> Report:
         people_lines=read_people_lines(session, material),
         budget=sum_costs(list({run.id: run for run in own}.values())),
         budgets=read_arm_budgets(session, arms, {run.id: run for run in own}.values()),
+        fronts=read_fronts(session, experiment, arms),
         versions=_versions(own), devices=_devices(session, own),
         limits=[*lacks_teacher(teachers), *find_limits(session, material, arms, results, gradings, audits)],
     )  # fmt: skip

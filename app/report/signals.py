@@ -14,12 +14,8 @@ from app.training.pages import METHODS
 def training_judges(session: Session, material: Material) -> list[Judge]:
     """The judges whose verdicts were trained on."""
     keys = [snapshot.verdict_set_id for snapshot in training_snapshots(session, material)]
-    wanted = (
-        select(Judge)
-        .join(VerdictSet, col(VerdictSet.judge_id) == col(Judge.id))
-        .where(col(VerdictSet.id).in_(keys)).distinct().order_by(col(Judge.id))
-    )  # fmt: skip
-    return list(session.exec(wanted))
+    those = select(VerdictSet.judge_id).where(col(VerdictSet.id).in_(keys))
+    return list(session.exec(select(Judge).where(col(Judge.id).in_(those)).order_by(col(Judge.id))))
 
 
 def training_snapshots(session: Session, material: Material) -> list[Snapshot]:
