@@ -82,7 +82,7 @@ def _as_round(
         number=number, checkpoint=row, run=run, start=get(session, Checkpoint, row.parent_id or 0),
         reference=get(session, Checkpoint, int(reference)) if reference is not None else None,
         snapshot=snapshot, verdicts=verdicts, judge=get(session, Judge, verdicts.judge_id),
-        writer=writer.name if writer else ("an endpoint" if writing else "others: they came with a file or a revision"),
+        writer=writer.name if writer else ("an endpoint" if writing else "others (a file or a revision)"),
         is_own=writer is not None and writer.id == row.parent_id, n_prompts=counts[0], n_new_prompts=counts[1],
     )  # fmt: skip
 

@@ -18,6 +18,7 @@ from app.runs.models import LogLine, Run
 from app.runs.queue import launch
 from app.training.models import LogProb
 from app.training.recipes import DpoRecipe, SftRecipe
+from app.training.rounds import read_rounds
 from app.training.stale import retrain
 from tests.worker.test_training_runs import OFFLINE, TINY_BASE, ground, made, run, tiny_project  # noqa: F401
 from tests.worker.tiny import same, weights_in
@@ -56,6 +57,17 @@ def test_a_later_round_is_held_to_its_start_or_to_where_the_rounds_began(
     with reading() as session:
         assert set(session.exec(select(LogProb.weights_sha256)).all()) == read
     assert not same(weights_in(start_of(own.id).folder), weights_in(start_of(made(began).id).folder))
+    with reading() as session:
+        (only,) = read_rounds(
+            session, own
+        )  # both trainings read the same labels: that is one round, trained on further
+    assert (only.number, only.checkpoint.id, only.start.id, only.reference and only.reference.id) == (
+        1,
+        first.id,
+        base,
+        base,
+    )
+    assert (only.writer, only.is_own, only.n_prompts) == ("others (a file or a revision)", False, 0)
 
 
 def test_a_reference_that_no_line_leads_to_is_refused(tiny_project: Project, ground: dict[str, int]) -> None:  # noqa: F811
