@@ -62,7 +62,7 @@ IDS: list[tuple[str, str]] = [
     ("/review/marks/{}", "SELECT id FROM mark WHERE answered_at IS NOT NULL LIMIT 1"),
     ("/review/answers/{}", "SELECT id FROM answer WHERE first IS NOT NULL LIMIT 1"),
     ("/review/{}", "SELECT max(id) FROM queue GROUP BY kind ORDER BY 1"),
-    ("/train/checkpoints/{}", "SELECT max(id) FROM checkpoint"),
+    ("/train/checkpoints/{}", "SELECT max(id) FROM checkpoint WHERE role = 'policy'"),
     ("/train/snapshots/{}/diff/{}", "SELECT min(id), max(id) FROM snapshot"),
     ("/train/snapshots/{}", "SELECT id FROM snapshot LIMIT 1"),
     ("/benchmarks/{}/items/{}", "SELECT benchmark_id, id FROM score ORDER BY id LIMIT 1"),
