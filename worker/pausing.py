@@ -6,7 +6,6 @@ is wrong: whether the watcher or the reward is right is what people find out. A 
 """
 
 import json
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +28,7 @@ from app.runs.queue import outputs
 from app.training.health import Turn, find_turn
 from app.training.models import Snapshot
 from worker.job import Cancelled, Job
+from worker.several import n_processes
 
 ITEMS = 10
 CURVES = ("dev_reward", "dev_accuracy", "dev_held_out")
@@ -107,7 +107,7 @@ def pauser_of(job: Job) -> Pauser | None:
     """The pauser of a run whose recipe asks for one."""
     if not getattr(job.recipe, "is_paused_at_turn", False):
         return None
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if n_processes() > 1:
         job.log("this run does not pause: it trains in several processes, which could not stop as one", "warning")
         return None
     return Pauser(job)

@@ -23,8 +23,11 @@ from app.training.recipes import DpoRecipe, PpoRecipe
 from tests.benchmarks.rows import demo_prompts, stored_checkpoint
 from tests.judging.rows import claim_next, do, made, read
 from tests.worker.test_ppo import write_reward
+from tests.worker.test_training_runs import ground, tiny_project  # noqa: F401  fixtures
 from tests.worker.tiny import same, weights_in, write_tiny
+from worker.checkpoints import weights_of
 from worker.child import work
+from worker.loading import Weights
 from worker.saving import seal_folder
 
 ON_SQLITE = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
@@ -35,18 +38,23 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture
-def ground(project: Project) -> dict[str, Any]:
-    """A policy, dev and train prompts, a reward model, and as its watcher the very opposite of it."""
-    folder = settings().folder("tiny", "pausing")
-    base = write_tiny(folder / "base")
-    reward = write_reward(folder / "reward", base, False)
-    opposite = write_reward(folder / "opposite", base, False)
+def opposites(base: Weights, folder: Path) -> tuple[Weights, Weights]:
+    """A reward model, and one whose every score is the first one's with the sign turned."""
+    reward, opposite = (write_reward(folder / name, base, False) for name in ("reward", "opposite"))
     at = next(Path(opposite.place).glob("*.safetensors"))
     tensors = load_file(Path(reward.place) / at.name)
     tensors["score.weight"] = -tensors["score.weight"]
     save_file(tensors, at, metadata={"format": "pt"})
     seal_folder(Path(opposite.place))
+    return reward, opposite
+
+
+@pytest.fixture
+def online(project: Project) -> dict[str, Any]:
+    """A policy, dev and train prompts, a reward model, and as its watcher the very opposite of it."""
+    folder = settings().folder("tiny", "pausing")
+    base = write_tiny(folder / "base")
+    reward, opposite = opposites(base, folder)
     with transaction() as session:
         prompts = demo_prompts(session, project, 16, "train")
         for row in session.exec(select(Prompt).where(Prompt.set_id == prompts.id).limit(12)):
@@ -66,9 +74,9 @@ def weights_of_run(run: Run) -> Any:
 @ON_SQLITE
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_it_pauses_once_hands_over_ten_and_goes_on_bit_equal(
-    client: TestClient, project: Project, ground: dict[str, Any], kind: str
+    client: TestClient, project: Project, online: dict[str, Any], kind: str
 ) -> None:
-    fields = {**KINDS[kind], **ground}
+    fields = {**KINDS[kind], **online}
     run = do(project.id, kind=kind, **fields)
     assert run.status == "cancelled" and run.is_paused, run.error
     assert run.error is not None and run.error.startswith("Paused after step ")
@@ -100,6 +108,31 @@ def test_it_pauses_once_hands_over_ten_and_goes_on_bit_equal(
     assert resumed.error is None
     with reading() as session:
         assert outputs(session, run.id, "queue") == [queue_id]
+
+
+def test_dpo_pauses_by_its_accuracy_on_dev_pairs(tiny_project: Project, ground: dict[str, int]) -> None:  # noqa: F811
+    with reading() as session:
+        base = weights_of(session, ground["base"])
+    reward, opposite = opposites(base, settings().folder("tiny", "pausing"))
+    watchers = [stored_checkpoint(tiny_project, Path(one.place), role="reward") for one in (reward, opposite)]
+    fields: dict[str, Any] = {
+        "kind": "dpo", "start": ground["base"], "reference": ground["base"], "snapshot": ground["snapshot"], "lr": 3e-3,
+        "batch_size": 8, "max_steps": 10, "max_length": 128, "eval_every": 1, "sample_every": 1, "sample_tokens": 16,
+    }  # fmt: skip
+    whole = do(tiny_project.id, **fields, held_out=watchers[0])
+    first = weights_of_run(whole)
+    stopped = []
+    for watcher in watchers:  # one of the two dislikes what the other likes: either may turn
+        run = do(tiny_project.id, **fields, held_out=watcher, is_paused_at_turn=True)
+        assert run.status in {"done", "cancelled"}, run.error
+        if run.is_paused:
+            stopped.append(run.id)
+            with transaction() as session:
+                resume(session, session.get_one(Run, run.id))
+            again = claim_next()
+            work(again.id, again.attempt)
+        assert same(weights_of_run(read(Run, run.id)), first)
+    assert stopped
 
 
 @ON_SQLITE
