@@ -1,5 +1,6 @@
 """Pages: Jinja, and a recipe as a form."""
 
+import json
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -145,6 +146,8 @@ def _set_control(one: FormField, kind: Any, extra: Mapping[str, Any], limits: li
             one.help = (one.help + " One a line.").strip()
     elif extra.get("rows"):
         one.kind, one.rows = "textarea", int(extra["rows"])
+        if isinstance(one.value, dict):
+            one.value = json.dumps(one.value, ensure_ascii=False) if one.value else ""
 
 
 def _rows_called(session: Session, noun: str, project_id: int, where: Mapping[str, Any]) -> list[tuple[str, str]]:

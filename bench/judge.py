@@ -1,28 +1,31 @@
 """Judging in flight: a real run with its ledger beside a plain AsyncOpenAI loop, against one mock server in one run.
 
-    python -m bench.judge [--concurrency 32 64 128 256] [--calls 10] [--repeats 3]
+    python -m bench.judge [--concurrency 32 64 128 256] [--calls 10] [--repeats 3] [--peer-python PATH]
 
 The mock server (a process of its own) answers after a lognormal wait of about a second and fails 2 % of the calls. It
 counts how many requests it holds; “of allowed” is that count's mean over time divided by the allowed concurrency, from
 when a tenth of the calls have come until a concurrency's worth is left: the steady state. Ours is a run as users start
 it: pairs read from SQLite, an intent row before each call, and answer, opinion and verdict stored after it. The plain
 loop stores nothing. CPU is our process's own, the client's threads included, without the start of the process. Of the
-repeats the best is printed.
+repeats the best is printed. With --peer-python, the Python of an environment of its own in which distilabel is
+installed (`pip install "distilabel[openai]" requests`), its loop is measured at 128 as well (bench/judge_peer.py).
 """
 
 import argparse
 import asyncio
-import importlib.util
 import json
 import multiprocessing
 import os
 import random
 import re
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
@@ -32,7 +35,7 @@ SIGMA = 0.5  # of the wait's logarithm; the median is chosen so that the mean is
 MEDIAN_S = 1 / 2.718281828 ** (SIGMA**2 / 2)
 NONCE = re.compile(rb'nonce\\": \\"([0-9a-f]+)')
 TEXT = "words of a completion, as long as most are. " * 20
-PEERS = ("alpaca_eval", "distilabel")
+PEER = Path(__file__).with_name("judge_peer.py")
 
 
 @dataclass(frozen=True)
@@ -172,6 +175,15 @@ def run_openai(origin: str, n: int, concurrency: int) -> tuple[float, int]:
     return time.process_time() - cpu, n - answered
 
 
+def run_distilabel(python: str, origin: str, n: int, concurrency: int) -> tuple[float, int]:
+    """distilabel's loop, by the Python it is installed in."""
+    told = subprocess.run(
+        [python, str(PEER), origin, str(n), str(concurrency)], check=True, capture_output=True, text=True
+    )
+    found = json.loads(told.stdout.splitlines()[-1])
+    return float(found["cpu"]), int(found["failed"])
+
+
 def _in_child(
     run: Callable[[str, int, int], tuple[float, int]], pipe: Connection, origin: str, n: int, concurrency: int
 ) -> None:
@@ -200,7 +212,11 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, nargs="+", default=[32, 64, 128, 256])
     parser.add_argument("--calls", type=int, default=20, help="calls per place in flight")
     parser.add_argument("--repeats", type=int, default=3, help="the best of so many is printed")
+    parser.add_argument("--peer-python", default="", help="a Python with distilabel, to measure that as well")
     given = parser.parse_args()
+    clients: list[tuple[str, Any]] = [("PrefLab", run_ours), ("AsyncOpenAI", run_openai)]
+    if given.peer_python:
+        clients.append(("distilabel", partial(run_distilabel, given.peer_python)))
     ours_end, server_end = multiprocessing.Pipe()
     server = multiprocessing.get_context("spawn").Process(target=serve, args=(server_end,), daemon=True)
     server.start()
@@ -208,8 +224,8 @@ def main() -> None:
     print(f"{'allowed':>7}  {'client':<12}{'of allowed':>11}{'calls/s':>9}{'CPU ms/call':>13}{'failed':>8}")
     for concurrency in given.concurrency:
         best: dict[str, Figure] = {}
-        for name, run in (("PrefLab", run_ours), ("AsyncOpenAI", run_openai)):
-            if name == "AsyncOpenAI" and concurrency != 128:
+        for name, run in clients:
+            if name != "PrefLab" and concurrency != 128:
                 continue
             tries = [
                 measure(run, ours_end, origin, concurrency * given.calls, concurrency)
@@ -218,11 +234,10 @@ def main() -> None:
             one = best[name] = max(tries, key=lambda figure: figure.share)
             print(f"{concurrency:>7}  {name:<12}{one.share:>11.1%}{one.calls_a_second:>9.1f}"
                   f"{min(figure.cpu_ms for figure in tries):>13.2f}{one.n_failed:>8}", flush=True)  # fmt: skip
-        if len(best) > 1:
-            ratio = best["PrefLab"].calls_a_second / best["AsyncOpenAI"].calls_a_second
-            print(json.dumps({"in_flight": concurrency, "ours_over_asyncopenai": round(ratio, 2)}))
-    for peer in PEERS:
-        print(f"{peer}: {'installed, not driven by this bench' if importlib.util.find_spec(peer) else 'not installed'}")
+        for name, one in best.items():
+            if name != "PrefLab":
+                ratio = best["PrefLab"].calls_a_second / one.calls_a_second
+                print(json.dumps({"in_flight": concurrency, f"ours_over_{name.lower()}": round(ratio, 2)}))
 
 
 if __name__ == "__main__":

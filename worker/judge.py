@@ -67,6 +67,8 @@ def add_endpoint(job: Job) -> None:
             row = make_endpoint(
                 session, job.project_id, name=recipe.name, origin=recipe.origin, model=recipe.model,
                 usd_per_million_in=recipe.usd_per_million_in, usd_per_million_out=recipe.usd_per_million_out,
+                requests_per_minute=recipe.requests_per_minute, tokens_per_minute=recipe.tokens_per_minute,
+                extra_body=recipe.extra_body,
             )  # fmt: skip
             job.made(session, "endpoint", row.id)
     job.progress(1, 1)

@@ -1,21 +1,21 @@
 """Adversarial prompts from seed prompts: what is to be made is planned first, then written, then sieved and stored.
 
-What a model wrote is kept line by line in the run's folder, so that a run that is taken up again asks only for what is
-missing; the prompts are stored in one transaction once all are there.
+What a checkpoint wrote is kept line by line in the run's folder, what an endpoint wrote in the call ledger, so that a
+run that is taken up again asks only for what is missing; the prompts are stored in one transaction once all are there.
 """
 
 import hashlib
 import json
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlmodel import col, select
+from sqlmodel import Session, col, select
 
 from app.checkpoints.arms import find_or_make_arm
-from app.checkpoints.chat import chat_body
+from app.checkpoints.chat import Target, chat_body
 from app.checkpoints.endpoints import target_of
 from app.checkpoints.models import Arm, Endpoint
 from app.checkpoints.naming import store_named
@@ -36,8 +36,8 @@ from app.revising.red_team import (
 )
 from app.runs.recipe import sha256_of
 from worker.checkpoints import weights_of
-from worker.endpoint import ask_all
 from worker.job import Job
+from worker.ledger import Unit, add_cost, ask_all_of
 from worker.llm import LocalModel, batch_seed
 
 
@@ -93,10 +93,9 @@ class Notes:
 
 
 def _write(job: Job, recipe: RedTeamRecipe, writer: Arm, attempts: list[Attempt]) -> dict[int, str]:
-    notes = Notes(job.folder / "written.jsonl")
     if writer.endpoint_id is not None:
-        _ask(job, recipe, writer, attempts, notes)
-        return notes.texts
+        return _ask(job, recipe, writer, attempts)
+    notes = Notes(job.folder / "written.jsonl")
     with job.read() as session:
         model = LocalModel(weights_of(session, writer.checkpoint_id or 0))
     job.log(f"{writer.name}: {'asked for prompts' if model.has_template else 'continues a list of prompts'}")
@@ -113,38 +112,72 @@ def _write(job: Job, recipe: RedTeamRecipe, writer: Arm, attempts: list[Attempt]
     return notes.texts
 
 
-def _ask(job: Job, recipe: RedTeamRecipe, writer: Arm, attempts: list[Attempt], notes: Notes) -> None:
+class Writing:
+    """What the call ledger asks an endpoint: a prompt for each attempt. The answers stand in the ledger, so that none
+    is paid for twice."""
+
+    def __init__(self, job: Job, recipe: RedTeamRecipe, target: Target, attempts: Sequence[Attempt]) -> None:
+        self.job, self.recipe, self.target, self.total = job, recipe, target, len(attempts)
+        self._left = deque(attempts)
+        self.texts: dict[int, str] = {}
+        self.failures: list[str] = []
+
+    def next_units(self, session: Session, n: int) -> list[Unit]:
+        """The next attempts."""
+        return [self._unit(self._left.popleft()) for _ in range(min(n, len(self._left)))]
+
+    def _unit(self, one: Attempt) -> Unit:
+        """Its sample is the attempt's number: two that ask the same are to be two answers."""
+        decoding = self.recipe.decoding
+        more: dict[str, Any] = {"top_p": decoding.top_p} if decoding.top_p < 1 else {}
+        body = chat_body(
+            self.target, ask_for_prompt(one), max_tokens=decoding.max_new_tokens, temperature=decoding.temperature,
+            **more,
+        )  # fmt: skip
+        key = sha256_of({"origin": self.target.origin, "body": body, "seed": self.job.seed, "kind": "red_team"})
+        return Unit(
+            key, lambda: (body, {}), lambda known: (one.number, known), one.number,
+            lambda answer: {"tokens_out": answer.tokens_out},
+        )  # fmt: skip
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether every attempt was asked for."""
+        return not self._left
+
+    @property
+    def how_far(self) -> str:
+        """For messages."""
+        return f"{len(self.texts)} of {self.total} prompts are written"
+
+    def store(self, session: Session, found: list[Any]) -> None:
+        """Takes what arrived; what it took to write it is counted with the run."""
+        n_tokens = 0
+        for number, known in found:
+            if known.failure:
+                self.failures.append(known.failure)
+            else:
+                self.texts[number] = known.raw
+                n_tokens += int(known.request.get("tokens_out", 0))
+        if n_tokens:
+            add_cost(session, self.job.run_id, generated_tokens=n_tokens)
+
+    def after(self, n_in_flight: int, spent_usd: float) -> None:
+        """Moves the bar."""
+        self.job.progress(min(len(self.texts), self.total - 1), self.total, f"{n_in_flight} calls in flight")
+
+
+def _ask(job: Job, recipe: RedTeamRecipe, writer: Arm, attempts: list[Attempt]) -> dict[int, str]:
     with job.read() as session:
         target = target_of(get(session, Endpoint, writer.endpoint_id or 0))
-    missing = [one for one in attempts if one.number not in notes.texts]
-    more: dict[str, Any] = {"top_p": recipe.decoding.top_p} if recipe.decoding.top_p < 1 else {}
-    calls = (
-        (
-            one.number,
-            chat_body(
-                target, ask_for_prompt(one), max_tokens=recipe.decoding.max_new_tokens,
-                temperature=recipe.decoding.temperature, **more,
-            ),
-        )
-        for one in missing
-    )  # fmt: skip
-    failures: list[str] = []
-    for arrived in ask_all(target, calls, concurrency=recipe.concurrency, check=job.check):
-        notes.add([(number, answer.text) for number, answer in arrived if not answer.failure])
-        job.spend(
-            usd=sum(answer.cost_usd for _, answer in arrived),
-            generated_tokens=sum(answer.tokens_out for _, answer in arrived),
-        )
-        for _, answer in arrived:
-            if answer.is_fatal:
-                raise AppError(f"The endpoint refuses the calls: {answer.failure}. Mend it, then resume this run.")
-        failures += [answer.failure for _, answer in arrived if answer.failure]
-        job.progress(len(notes.texts), len(attempts), writer.name)
-    if failures:
+    work = Writing(job, recipe, target, attempts)
+    ask_all_of(job, target, work, recipe)
+    if work.failures:
         raise AppError(
-            f"{len(failures):,} of {len(missing):,} calls failed; the last one: {failures[-1]}. What arrived is "
-            "kept: resume this run to ask for the rest."
+            f"{len(work.failures):,} of {len(attempts):,} calls failed; the last one: {work.failures[-1]}. What "
+            "arrived is kept: resume this run to ask for the rest."
         )
+    return work.texts
 
 
 def sieve_prompts(

@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from sqlmodel import Session
 
+from app.checkpoints.fields import ExtraBody, RequestsPerMinute, TokensPerMinute
 from app.checkpoints.models import Checkpoint
 from app.errors import Invalid
 from app.runs.recipe import Recipe, points_to
@@ -35,6 +36,9 @@ class NewEndpointRecipe(Recipe):
     model: str = Field(..., min_length=1, max_length=200, title="Model")
     usd_per_million_in: float = Field(0, ge=0, title="US dollars per million tokens in")
     usd_per_million_out: float = Field(0, ge=0, title="US dollars per million tokens out")
+    requests_per_minute: RequestsPerMinute = None
+    tokens_per_minute: TokensPerMinute = None
+    extra_body: ExtraBody = Field(default_factory=dict)
 
 
 class ExportRecipe(Recipe):

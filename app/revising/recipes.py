@@ -44,7 +44,7 @@ class RedTeamRecipe(Recipe):
     queue: ClassVar[str] = "gpu"
     verb: ClassVar[str] = "Make"
     main: ClassVar[frozenset[str]] = frozenset(
-        {"prompt_set", "way", "checkpoint", "endpoint", "constitution", "categories", "n", "name", "seed"}
+        {"prompt_set", "way", "checkpoint", "endpoint", "constitution", "categories", "n", "budget_usd", "name", "seed"}
     )
 
     prompt_set: int = points_to("prompt_set", title="Seed prompts")
@@ -70,6 +70,9 @@ class RedTeamRecipe(Recipe):
     decoding: Decoding = Field(Decoding(), title="Decoding")
     batch_size: int = Field(64, ge=1, le=4096, title="Prompts at once")
     concurrency: int = Field(32, ge=1, le=256, title="Calls in flight")
+    max_tries: int = Field(5, ge=1, le=20, title="Tries per call")
+    timeout_s: float = Field(120, gt=0, le=3600, title="Seconds a try may take")
+    budget_usd: float | None = Field(None, ge=0, title="Stop at this cost in US dollars")
     max_chars: int = Field(2000, ge=1, le=100_000, title="Longest prompt, in characters")
     near: float = Field(
         0.8, gt=0, le=1, title="Nearly equal from",
