@@ -332,6 +332,8 @@ def train_ppo(job: Job) -> None:
     prompts, dev = prompts_of(job, tokenizer, context_of(start))
     torch.manual_seed(job.seed)  # fresh adapters are drawn from it
     models = load_ppo_models(start, reward, recipe.is_lora, recipe.lora_rank, recipe.dtype)
+    if recipe.is_lora and getattr(models, "reward", None) is not None:
+        job.log("the reward model is no adapter on the policy's base: it is kept as a copy of its own")
     judge = JudgeReward(job) if recipe.judge is not None and recipe.judge_weight else None
     bonus = text_bonus(recipe, job.seed, [*prompts, *dev], judge)
     ppo = Ppo(recipe, job.seed, models, tokenizer, bonus)
