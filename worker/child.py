@@ -15,7 +15,7 @@ from app.errors import AppError
 from app.runs.queue import Fenced, finish
 from worker.failures import remedy_for
 from worker.job import Cancelled, Job
-from worker.several import Follower, Released, rank
+from worker.several import Follower, Released, rank, take_own_gpu
 
 FIRST_SPEAKS_S = 5.0  # the first process says what went wrong before the launcher ends it because another one failed
 
@@ -63,6 +63,7 @@ def die_with_parent() -> None:
 
 def do(job: Job) -> None:
     """Calls the function of the run's kind."""
+    take_own_gpu()
     module, _, name = KINDS[job.recipe.kind].partition(":")
     getattr(importlib.import_module(module), name)(job)
 

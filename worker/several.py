@@ -34,6 +34,15 @@ def is_first() -> bool:
     return rank() == 0
 
 
+def take_own_gpu() -> None:
+    """Each of several processes computes on a GPU of its own: what is put on "cuda" goes there."""
+    if n_processes() > 1:
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+
+
 def share_rows(batch_size: int, parts: int) -> int:
     """Rows that each process reads at once, so that a step has as many rows as the recipe says."""
     size, rest = divmod(batch_size, parts * n_processes())

@@ -165,6 +165,8 @@ def quiet_arguments(recipe: TrainingRecipe, folder: Path, seed: int) -> dict[str
 
 def offline_arguments(recipe: OfflineRecipe, folder: Path, seed: int, start: Weights, has_dev: bool) -> dict[str, Any]:
     """Arguments of the trainers that read a snapshot. No text is longer than the model was made for."""
+    if n_processes() > 1 and getattr(recipe, "is_paused_at_turn", False):
+        raise AppError("A run on several processes cannot pause: switch that off, or run it on one GPU.")
     size = share_rows(recipe.batch_size, recipe.accumulate)
     return {
         **quiet_arguments(recipe, folder, seed),

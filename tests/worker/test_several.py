@@ -25,7 +25,7 @@ from app.training.models import LogProb
 from tests.conftest import forget_settings
 from tests.worker.test_training_runs import OFFLINE, ground, made, tiny_project
 from tests.worker.test_training_runs import run as run_alone
-from tests.worker.tiny import weights_in
+from tests.worker.tiny import weights_in, write_tiny
 from worker import launch as launching
 from worker.several import share_rows
 from worker.supervise import Supervisor
@@ -107,14 +107,14 @@ def test_a_cancel_ends_every_process_of_a_run(
     run_id = start(tiny_project, kind="sft", **given)
     worker = threading.Thread(target=Supervisor(["gpu"]).run_next)
     worker.start()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180  # a busy machine takes a while to import everything thrice
     while not read(run_id).done and time.monotonic() < deadline:
         time.sleep(0.1)
     doing = [one for one in psutil.Process().children(recursive=True) if "worker.child" in " ".join(one.cmdline())]
     assert len(doing) == 3, [one.cmdline() for one in doing]  # the launcher and two processes
     with transaction() as session:
         cancel(session, session.get_one(Run, run_id))
-    worker.join(30)
+    worker.join(60)
     assert read(run_id).status == "cancelled"
     assert psutil.wait_procs(doing, timeout=5)[1] == []
 
@@ -209,3 +209,14 @@ def test_a_step_has_the_recipes_rows_however_many_processes(monkeypatch: pytest.
         AppError, match="16 rows per step do not divide into 8 parts on 4 processes each: choose a mult"
     ):
         share_rows(16, 8)
+
+
+def test_several_processes_do_not_pause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from worker.trl_run import offline_arguments
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    recipe: Any = read_recipe(
+        {"kind": "sft", "start": 1, "snapshot": 1, "held_out": 2, "is_paused_at_turn": True, **OFFLINE}
+    )  # fmt: skip
+    with pytest.raises(AppError, match="on several processes cannot pause"):
+        offline_arguments(recipe, tmp_path, 1, write_tiny(tmp_path / "base"), has_dev=True)
