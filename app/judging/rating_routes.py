@@ -4,17 +4,23 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
+from pydantic import ValidationError
+from starlette.datastructures import FormData, UploadFile
 
 from app.checkpoints.models import Arm
 from app.constitutions.models import Constitution
 from app.db import Db, get
+from app.html import html, read_form
 from app.judging.models import Judge, RatingSet
 from app.judging.pages import project_row
+from app.judging.rating_forecast import forecast_rating
 from app.judging.rating_pages import queues_of, rating_sets_table, ratings_table, summarise
+from app.judging.rating_recipes import RateRecipe
 from app.pairs.models import PairSet
 from app.projects.access import Viewer
 from app.prompts.models import PromptSet
 from app.runs.models import Run
+from app.runs.queue import check_reference
 from app.tables import FORMATS, Format, respond
 
 router = APIRouter()
@@ -55,6 +61,21 @@ def show_rating_set(request: Request, member: Viewer, session: Db, set_id: int) 
         arm=_named(session, Arm, made.arm_id), constitution=_named(session, Constitution, made.constitution_id),
         queues=queues_of(session, made), run=run, is_over=run is None or not run.is_live,
     )  # fmt: skip
+
+
+@router.get("/p/{project}/forecast/rate")
+def forecast_rate(request: Request, member: Viewer, session: Db) -> Response:
+    """Calls, tokens and money before the start; a sentence while the form lacks what they depend on."""
+    given: list[tuple[str, str | UploadFile]] = [*request.query_params.multi_items()]
+    try:
+        recipe = RateRecipe.model_validate(read_form(RateRecipe, FormData(given)))
+    except ValidationError:
+        return html(request, "judging/_rate_forecast.html", found=None)
+    for noun, key in recipe.references():
+        check_reference(session, noun, key, member.project.id)
+    judge = get(session, Judge, recipe.judge)
+    found = forecast_rating(session, member.project.id, judge, recipe)
+    return html(request, "judging/_rate_forecast.html", found=found, judge=judge, recipe=recipe)
 
 
 def _named(session: Db, kind: Any, key: int | None) -> Any:

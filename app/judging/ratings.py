@@ -87,20 +87,23 @@ class Scores:
     reason: str = ""
 
 
-def list_completions(session: Session, recipe: RateRecipe) -> list[int]:
-    """Ids of the completions a recipe asks for, each once, in the order of the pairs (a before b) or of the prompts."""
+def list_completions(session: Session, recipe: RateRecipe, at_most: int | None = None) -> list[int]:
+    """Ids of the completions a recipe asks for, each once, in the order of the pairs (a before b) or of the prompts.
+
+    `at_most`: of the first pairs (or completions of the arm) only, for a forecast.
+    """
     wanted = [col(Prompt.split).in_(recipe.splits)] if recipe.splits else []
     if recipe.pair_set is not None:
         of_pairs = sa.select(col(Pair.a_id), col(Pair.b_id)).join(Prompt, col(Prompt.id) == col(Pair.prompt_id))
         of_pairs = of_pairs.where(col(Pair.pair_set_id) == recipe.pair_set, *wanted)
-        rows = session.execute(of_pairs.order_by(col(Pair.position), col(Pair.id)))
+        rows = session.execute(of_pairs.order_by(col(Pair.position), col(Pair.id)).limit(at_most))
         ids = list(dict.fromkeys(one for row in rows for one in row))
     else:
         of_arm = sa.select(col(Completion.id)).join(Prompt, col(Prompt.id) == col(Completion.prompt_id))
         of_arm = of_arm.where(
             col(Prompt.set_id) == recipe.prompt_set, col(Completion.arm_id) == recipe.arm, *wanted
         )  # fmt: skip
-        ids = list(session.execute(of_arm.order_by(col(Prompt.position), col(Completion.id))).scalars())
+        ids = list(session.execute(of_arm.order_by(col(Prompt.position), col(Completion.id)).limit(at_most)).scalars())
     return ids[: recipe.limit]
 
 

@@ -192,9 +192,10 @@ def _forecast_seat(session: Session, project_id: int, seat: Seat, recipe: JudgeR
     ).one()  # fmt: skip
     n_all = n_pairs * n_each
     n_known = round(n_all * known / (len(keys) * seat.n_votes))
-    chars = sum(_chars(one.request(pair.text, order)[1]["messages"]) for pair, order, one in units) / len(units)
+    chars = sum(chars_of(one.request(pair.text, order)[1]["messages"]) for pair, order, one in units) / len(units)
     asking = next(iter(askings.values()))
-    n_earlier, per_token, out = _calibrate(session, project_id, asking, recipe)
+    guess = (80 if recipe.with_reason else 20) + 12 * len(asking.guide.keys)
+    n_earlier, per_token, out = calibrate(session, project_id, asking.target.model, min(guess, recipe.max_tokens))
     tokens_in, tokens_out = (round((n_all - n_known) * each) for each in (chars / per_token, out))
     return Forecast(n_pairs, n_all - n_known, n_known, tokens_in, tokens_out,
                     asking.target.cost_usd(tokens_in, tokens_out), n_earlier)  # fmt: skip
@@ -212,22 +213,30 @@ def compare_choices(session: Session, project_id: int, judge: Judge, recipe: Jud
     return found
 
 
-def _chars(messages: Sequence[Mapping[str, Any]]) -> int:
+def chars_of(messages: Sequence[Mapping[str, Any]]) -> int:
     return sum(len(one["content"]) for one in messages)
 
 
-def _calibrate(session: Session, project_id: int, asking: Asking, recipe: JudgeRecipe) -> tuple[int, float, float]:
-    """(calls it rests on, characters a token, tokens an answer): from this endpoint's newest answers, else by rule."""
+def calibrate(
+    session: Session, project_id: int, model: str, guess: float, field: str = "verdict"
+) -> tuple[int, float, float]:
+    """(calls it rests on, characters a token, tokens an answer): from this model's newest answers, else by rule.
+
+    Only answers to the same kind of question count: those whose request asks for this field.
+    """
     rows = session.exec(
         select(Call, CallText).join(CallText, col(CallText.call_id) == col(Call.id))
         .where(Call.project_id == project_id, Call.state == "answered", Call.tokens_in > 0)
         .order_by(col(Call.id).desc()).limit(50)
     ).all()  # fmt: skip
-    mine = [(call, text) for call, text in rows if text.request["body"]["model"] == asking.target.model]
+    bodies = [(call, text.request["body"], text) for call, text in rows]
+    mine = [
+        (call, text) for call, body, text in bodies
+        if body["model"] == model and f'"{field}": ' in body["messages"][-1]["content"]
+    ]  # fmt: skip
     if not mine:
-        guess = (80 if recipe.with_reason else 20) + 12 * len(asking.guide.keys)
-        return 0, CHARS_PER_TOKEN, min(guess, recipe.max_tokens)
-    chars = sum(_chars(text.request["body"]["messages"]) for _, text in mine)
+        return 0, CHARS_PER_TOKEN, guess
+    chars = sum(chars_of(text.request["body"]["messages"]) for _, text in mine)
     tokens_in, tokens_out = (sum(getattr(call, name) for call, _ in mine) for name in ("tokens_in", "tokens_out"))
     return len(mine), chars / tokens_in, tokens_out / len(mine)
 

@@ -51,6 +51,7 @@ def test_scores_are_asked_for_shown_filtered_downloaded_and_handed_to_people(
                   "constitution": constitution_of(project)}  # fmt: skip
         form = client.get("/p/demo/new/rate", params={"pair_set": pairs})
         assert form.status_code == 200 and "Score completions" in form.text
+        check_forecast(client, fields)
         started = client.post("/api/v1/p/demo/runs", json={"kind": "rate", "recipe": fields})
         started = client.post("/api/v1/p/demo/runs", json={"kind": "rate", **fields})
         assert started.status_code == 201, started.text
@@ -59,6 +60,9 @@ def test_scores_are_asked_for_shown_filtered_downloaded_and_handed_to_people(
     key = made(run, "rating_set")
     found = read(RatingSet, key)
     assert (found.n, found.n_null) == (12, 1)
+    again = client.get("/p/demo/forecast/rate", params=fields).text
+    assert "12 completions, 0 calls" in again and "12 answers are known already" in again
+    assert "in 12 earlier answers" in again
     here = f"/p/demo/judge/ratings/{key}"
     assert here in client.get(f"/p/demo/runs/{run.id}").text
     assert here in client.get("/p/demo/judge/ratings").text
@@ -69,6 +73,17 @@ def test_scores_are_asked_for_shown_filtered_downloaded_and_handed_to_people(
 
     check_downloads(client, here)
     check_people(client, project, here, key)
+
+
+def check_forecast(client: TestClient, fields: dict[str, int]) -> None:
+    """Calls and tokens from the real prompts; nothing while something is missing; no other project's rows."""
+    url = "/p/demo/forecast/rate"
+    assert url in client.get("/p/demo/new/rate").text
+    whole = client.get(url, params={**fields, "budget_usd": "3"}).text
+    assert "12 completions, 12 calls" in whole and "It stops at $3" in whole and "has no prices" in whole
+    assert "5 completions, 5 calls" in client.get(url, params={**fields, "limit": "5"}).text
+    assert "Choose completions" in client.get(url, params={"judge": fields["judge"]}).text
+    assert client.get(url, params={**fields, "judge": 99}).status_code == 422
 
 
 def check_downloads(client: TestClient, here: str) -> None:
