@@ -32,6 +32,7 @@ from worker.checkpoints import weights_of
 from worker.endpoint import ask_all
 from worker.job import Job
 from worker.llm import LocalModel, RewardScorer, Sample, batch_seed, plan_batches
+from worker.vllm_model import VllmModel
 
 CHUNK = 500
 SHOWN = 6  # completions on the run's film strip
@@ -143,7 +144,9 @@ def _sample_locally(job: Job, arm: Arm, items: list[Item], missing: list[Item], 
     recipe: GenerateRecipe | GradingRecipe = job.recipe
     n_new = int(arm.decoding["max_new_tokens"])
     with job.read() as session:
-        model = LocalModel(weights_of(session, arm.checkpoint_id or 0))
+        weights = weights_of(session, arm.checkpoint_id or 0)
+    is_vllm = isinstance(recipe, GenerateRecipe) and recipe.backend == "vllm"
+    model = VllmModel(weights) if is_vllm else LocalModel(weights)
     job.log(f"{arm.name}: prompts by {model.rendering}")
     texts = {item.prompt.id: put_before(arm.preamble, item.prompt.messages) for item in items}
     lengths = {key: len(model.encode(messages)) for key, messages in texts.items()}

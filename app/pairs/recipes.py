@@ -78,6 +78,9 @@ class GenerateRecipe(Recipe):
         where={"role": "reward"},
     )
     batch_size: int = Field(64, ge=1, le=4096, title="Prompts at once")
+    backend: Literal["transformers", "vllm"] = Field(
+        "transformers", title="A checkpoint is sampled by", description="vllm must be installed beside the worker."
+    )
     limit: int | None = Field(None, ge=1, title="At most this many prompts")
     max_truncated: float = Field(0.2, ge=0, le=1, title="Stop when more than this share of prompts is truncated")
 
@@ -85,6 +88,8 @@ class GenerateRecipe(Recipe):
     def _arms_fit(self) -> "GenerateRecipe":
         if (self.checkpoint is None) == (self.endpoint is None):
             raise ValueError("choose a checkpoint or an endpoint, one of the two")
+        if self.backend == "vllm" and self.endpoint is not None:
+            raise ValueError("an endpoint samples by itself: vllm in process is for a checkpoint")
         if self.pairing == "across" and self.other_checkpoint is None:
             raise ValueError("pairs across two arms need the other checkpoint")
         if self.pairing in {"random", "best_worst"} and self.samples < 2:
