@@ -21,6 +21,17 @@ class Point:
     is_selected: bool = False
 
     @property
+    def rest(self) -> str:
+        """What the label says beyond the path's name."""
+        return self.label.removeprefix(self.path).lstrip(":, ")
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether it is what the others are measured from."""
+        recipe = self.measured.run.recipe
+        return bool(recipe["checkpoint"] == recipe["reference"])
+
+    @property
     def kl(self) -> Interval:
         return self.measured.kl
 
@@ -54,6 +65,16 @@ class Frontier:
         """How they were measured."""
         return self.points[0].measured.run.recipe
 
+    @property
+    def matched(self) -> list[Comparison]:
+        """Paths that cover a KL in common."""
+        return [one for one in self.comparisons if one.found.kl is not None]
+
+    @property
+    def apart(self) -> list[Comparison]:
+        """Paths that do not."""
+        return [one for one in self.comparisons if one.found.kl is None]
+
     def x(self, kl: float) -> str:
         """Where a KL stands, in percent from the left."""
         return _percent(kl, self.kl_ends)
@@ -85,7 +106,8 @@ def _draw(points: list[Point]) -> Frontier:
     low, high = min(found), max(found)
     pad = 0.08 * (high - low) or 0.5
     right = max(kls) * 1.05 or 1.0
-    return Frontier(points, compare_paths(points), (min(0.0, *kls), right), (low - pad, high + pad))
+    trained = [point for point in points if not point.is_reference]
+    return Frontier(points, compare_paths(trained), (min(-0.03 * right, *kls), right), (low - pad, high + pad))
 
 
 def compare_paths(points: Sequence[Point]) -> list[Comparison]:

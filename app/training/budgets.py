@@ -11,6 +11,7 @@ from app.pairs.models import Completion
 from app.prompts.models import Prompt
 from app.runs.models import Run, RunIo
 from app.training.models import Snapshot
+from app.training.pages import METHODS
 
 MEASURES = ("labels", "judge_calls", "generated_tokens", "trained_tokens", "device_seconds", "cpu_seconds", "usd")
 # An arm or a benchmark is noted by every run that meets it; neither is made of what that run was made of.
@@ -37,6 +38,12 @@ class Budget:
     def total(self) -> dict[str, float]:
         """All of it. Labels are those that could be used, not the sum over the runs that read the same ones."""
         return {**add_up(one.amounts for one in self.spent), "labels": self.labels}
+
+    @property
+    def uncounted(self) -> list[Run]:
+        """Trainings behind it that did not count their gradient tokens, as early versions did not for all kinds."""
+        kinds = {"demo_base", *METHODS}
+        return [one.run for one in self.spent if one.run.kind in kinds and "trained_tokens" not in one.run.cost]
 
     @property
     def own(self) -> Mapping[str, float]:

@@ -7,7 +7,7 @@ import io
 import numpy as np
 import pytest
 import yaml
-from sqlmodel import select
+from sqlmodel import col, select
 from starlette.testclient import TestClient
 
 from app.db import get, reading, transaction
@@ -85,12 +85,12 @@ def test_what_would_not_be_fair_is_refused(templates: TestClient, wrong: SweepPl
     assert field in refused.value.fields
 
 
+RUN = Run(project_id=1, kind="measure", queue="gpu", recipe={"quality": "reward"}, recipe_sha256="0")
+
+
 def trial(step: str, method: str, *qualities: float, n_seeds: int = 1) -> Trial:
     measured = [
-        Measured(
-            Run(recipe={"quality": "reward"}), np.ones(2), np.ones(2), np.array([one, one + 0.2]), np.array([0, 1])
-        )  # type: ignore[call-arg]
-        for one in qualities
+        Measured(RUN, np.ones(2), np.ones(2), np.array([one, one + 0.2]), np.array([0, 1])) for one in qualities
     ]
     return Trial(step, method, "dpo", step, [1], ["done"], measured, n_seeds)
 
@@ -114,8 +114,8 @@ def test_lines_of_the_form_become_values() -> None:
 
 def test_paths_at_matched_kl_and_without_overlap() -> None:
     def point(path: str, kl: float, quality: float) -> Point:
-        measured = Measured(Run(recipe={"quality": "reward"}), np.full(2, kl), np.full(2, kl),
-                            np.array([quality, quality + 0.2]), np.array([0, 1]))  # type: ignore[call-arg]  # fmt: skip
+        measured = Measured(RUN, np.full(2, kl), np.full(2, kl),
+                            np.array([quality, quality + 0.2]), np.array([0, 1]))  # fmt: skip
         return Point(path, path, path, measured)
 
     found = compare_paths([point("dpo", 1, 0.2), point("dpo", 3, 0.6), point("ppo", 2, 0.1), point("sft", 9, 0.0)])
@@ -172,9 +172,9 @@ def test_a_sweep_from_the_form_to_the_report_and_test_is_never_read(client: Test
         best = max(sweep.trials, key=lambda one: one.quality or 0)
         assert sweep.selected("dpo") == best or best.quality == sweep.trials[0].quality
         measured = [one.run.id for trial in sweep.trials for one in trial.measured]
-        rows = session.exec(select(Sampled).where(Sampled.run_id.in_(measured))).all()  # type: ignore[attr-defined]
+        rows = session.exec(select(Sampled).where(col(Sampled.run_id).in_(measured))).all()
         assert {get(session, Prompt, int(row.detail["prompt"])).split for row in rows} == {"dev"}
-        read = session.exec(select(RunIo.noun).where(RunIo.run_id.in_(measured), ~RunIo.is_output)).all()  # type: ignore[attr-defined,operator]
+        read = session.exec(select(RunIo.noun).where(col(RunIo.run_id).in_(measured), ~col(RunIo.is_output))).all()
         assert set(read) == {"checkpoint", "prompt_set"}  # no benchmark, no score
         report = read_report(session, experiment)
         assert len(report.fronts.frontiers[0].points) == 2 and not report.fronts.unmeasured

@@ -162,6 +162,7 @@ def test_every_kind_makes_a_checkpoint_that_loads(tiny_project: Project, ground:
             if kind in {"ppo", "grpo"}:
                 assert {"reward", "kl", "length", "entropy", "clip_fraction", "dev_reward"} <= names
                 assert done.cost["generated_tokens"] > 0
+                assert done.cost["trained_tokens"] > done.cost["generated_tokens"]  # prompts too, and each pass
                 assert session.exec(select(Sampled).where(Sampled.run_id == done.id, Sampled.step == 0)).all()
             outputs = session.exec(select(RunIo).where(RunIo.run_id == done.id, RunIo.is_output)).all()
             assert [(o.noun, o.ref_id, o.sha256) for o in outputs] == [("checkpoint", row.id, row.manifest_sha256)]
