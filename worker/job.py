@@ -88,8 +88,8 @@ class Job:
             yield session
 
     def check(self) -> None:
-        """Raises Cancelled when a cancel was asked for. Cheap: asks the database four times a second at most."""
-        if time.monotonic() - self._checked > 0.25:
+        """Raises Cancelled when a cancel was asked for. Cheap: asks the database twice a second at most."""
+        if time.monotonic() - self._checked > 0.5:
             self._checked = time.monotonic()
             with reading() as session:
                 self._is_cancelled = bool(session.execute(
@@ -99,10 +99,10 @@ class Job:
             raise Cancelled
 
     def progress(self, done: int, total: int, note: str = "") -> None:
-        """Moves the bar (twice a second at most, and always at the end) and checks for a cancel."""
+        """Moves the bar (once a second at most, and always at the end) and checks for a cancel."""
         self.check()
         is_new_count = total != self._total  # an attempt's first, or another part of the work
-        if done < total and not is_new_count and time.monotonic() - self._said < 0.5:
+        if done < total and not is_new_count and time.monotonic() - self._said < 1:
             return
         self._said, self._total = time.monotonic(), total
         with self.write() as session:
@@ -117,13 +117,13 @@ class Job:
             session.add(LogLine(run_id=self.run_id, attempt=self.attempt, level=level, text=clean_text(text)))
 
     def metric(self, step: int, **values: float) -> None:
-        """Stores points of curves, twice a second at most: a step may take less time than a transaction. A value that
+        """Stores points of curves, once a second at most: a step may take less time than a transaction. A value that
         is not finite becomes NULL; a step said twice keeps the later value."""
         at = now()
         for name, value in values.items():
             finite = float(value) if math.isfinite(value) else None
             self._points[step, name] = {"run_id": self.run_id, "name": name, "step": step, "value": finite, "at": at}
-        if time.monotonic() - self._wrote > 0.5:
+        if time.monotonic() - self._wrote > 1:
             self.flush()
 
     def resumed_at(self, step: int) -> None:

@@ -182,7 +182,7 @@ def test_cancel_ends_what_waits_and_asks_what_runs(project: Project) -> None:
     job.check()
     with db.transaction() as session:
         queue.cancel(session, db.get(session, Run, run.id))
-    job._checked = 0  # the job looks at the database four times a second at most
+    job._checked = 0  # the job looks at the database twice a second at most
     with pytest.raises(Cancelled):
         job.check()
 
