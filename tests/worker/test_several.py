@@ -215,8 +215,7 @@ def test_several_processes_do_not_pause(tmp_path: Path, monkeypatch: pytest.Monk
     from worker.trl_run import offline_arguments
 
     monkeypatch.setenv("WORLD_SIZE", "2")
-    recipe: Any = read_recipe(
-        {"kind": "sft", "start": 1, "snapshot": 1, "held_out": 2, "is_paused_at_turn": True, **OFFLINE}
-    )  # fmt: skip
+    ids = {"start": 1, "reference": 1, "snapshot": 1, "held_out": 2}
+    recipe: Any = read_recipe({"kind": "dpo", **ids, "is_paused_at_turn": True, **OFFLINE})
     with pytest.raises(AppError, match="on several processes cannot pause"):
         offline_arguments(recipe, tmp_path, 1, write_tiny(tmp_path / "base"), has_dev=True)
