@@ -92,20 +92,34 @@ def reweighed(protocol: Protocol, weights: Mapping[str, float]) -> Protocol:
     return replace(protocol, seats=seats, weights=weights)
 
 
+def too_many(verdict_set: VerdictSet) -> str:
+    """Why a set is not decided anew, "" where it is: nobody waits for a page that long."""
+    if verdict_set.n <= AT_MOST:
+        return ""
+    return (
+        f"This set has {verdict_set.n:,} verdicts, and at most {AT_MOST:,} are decided anew at once. Judge fewer of "
+        "the pairs, drawn at random (“At most this many pairs”): answers that are known cost nothing."
+    )
+
+
 def decide_anew(
     session: Session, verdict_set: VerdictSet, weights: Mapping[str, float]
-) -> Iterator[tuple[Verdict, VerdictValue]]:
+) -> Iterator[tuple[sa.Row[Any], VerdictValue]]:
     """Every verdict of a set and what it would be, in the order of its pairs' verdicts. Raises Invalid."""
     if not any(weights.values()):
         raise Invalid("With every weight at 0 there is nothing to decide by: give one principle a weight.")
     if verdict_set.n > AT_MOST:
-        raise Invalid(f"This set has {verdict_set.n:,} verdicts; at most {AT_MOST:,} are decided anew at once.")
+        raise Invalid(too_many(verdict_set))
     root = root_of(session, verdict_set)
     protocol = reweighed(protocol_of(session, root), weights)
+    columns: list[Any] = [
+        Verdict.id, Verdict.pair_id, Verdict.outcome, Verdict.reason, Verdict.p_a, Verdict.is_flip, Verdict.need,
+        Verdict.by_principle, Verdict.votes,
+    ]  # fmt: skip
     after = 0
     while True:
-        query = select(Verdict).where(Verdict.verdict_set_id == verdict_set.id, col(Verdict.id) > after)
-        rows = session.exec(query.order_by(col(Verdict.id)).limit(AT_ONCE)).all()
+        query = sa.select(*columns).where(col(Verdict.verdict_set_id) == verdict_set.id, col(Verdict.id) > after)
+        rows = session.execute(query.order_by(col(Verdict.id)).limit(AT_ONCE)).all()
         if not rows:
             return
         said = _opinions(session, root.id, [row.pair_id for row in rows])
@@ -126,7 +140,7 @@ def _opinions(session: Session, set_id: int, pair_ids: Sequence[int]) -> dict[in
     return found
 
 
-def _decide(protocol: Protocol, row: Verdict, opinions: Sequence[OpinionValue]) -> VerdictValue:
+def _decide(protocol: Protocol, row: sa.Row[Any], opinions: Sequence[OpinionValue]) -> VerdictValue:
     if not opinions:  # the sides are the same text, and nobody was asked
         return VerdictValue(row.outcome, row.reason, row.p_a, row.is_flip, row.need, row.by_principle, row.votes)
     return decide(protocol, opinions)

@@ -29,7 +29,7 @@ from app.judging.pages import (
     verdicts_table,
 )
 from app.judging.recipes import JudgeRecipe, members_of
-from app.judging.reweigh import agreements_of, weights_of
+from app.judging.reweigh import agreements_of, too_many, weights_of
 from app.judging.reweigh_routes import router as reweigh_router
 from app.judging.trying import compare_choices, forecast, needs_worker, trial_recipe, try_now
 from app.pairs.models import PairSet
@@ -90,7 +90,7 @@ def show_verdict_set(request: Request, member: Viewer, session: Db, set_id: int)
         request, session, verdicts_table(row), "html", "judging/set.html", title=row.name, verdicts=row,
         judge=get(session, Judge, row.judge_id), pairs=get(session, PairSet, row.pair_set_id),
         constitution=constitution, reasons=unreadable_reasons(session, row), n_read=min(row.n_null, REASONS_READ),
-        weights=weights_of(session, row), is_weighted=row.protocol.get("overall") == "weighted",
+        weights=weights_of(session, row), too_many=too_many(row), is_weighted=row.protocol.get("overall") == "weighted",
         parent=get(session, VerdictSet, row.parent_id) if row.parent_id else None,
         agreements=agreements_of(session, row) if row.parent_id else [], opened=_opened(request),
     )  # fmt: skip

@@ -164,3 +164,24 @@ def test_every_protocol_is_tried_and_priced(client: TestClient, project: Project
     found = set_of(run)
     opened = client.get(f"/p/demo/judge/{found.id}/pairs/{next(iter(outcomes(found.id)))}").text
     assert "By judge" in opened and "rule: format and answer" in opened
+
+
+def test_a_set_too_large_to_decide_within_a_request_says_so_before_it_is_asked(
+    client: TestClient, project: Project, pairs: int, constitution: int, monkeypatch: pytest.MonkeyPatch
+):
+    with ChatServer(by_principle) as server:
+        settings = {"pair_set": pairs, "judge": endpoint_judge(project.id, server.origin), "timeout_s": 3, "limit": 5}
+        found = set_of(do(project.id, kind="judge", constitution=constitution, overall="weighted", **settings))
+    monkeypatch.setattr("app.judging.reweigh.AT_MOST", 4)
+    page = client.get(f"/p/demo/judge/{found.id}").text
+    assert "This set has 5 verdicts, and at most 4 are decided anew at once. Judge fewer of the pairs" in page
+    assert 'name="weight-long"' not in page
+    asked = {"weight-long": "0"}
+    for answer in (
+        client.get(f"/p/demo/forecast/weights/{found.id}", params=asked),
+        client.post(f"/p/demo/judge/{found.id}/keep", data=asked),
+        client.post(f"/api/v1/p/demo/verdict-sets/{found.id}/reweigh", json={"weights": {"long": 0}}),
+    ):
+        assert answer.status_code == 422 and "at most 4 are decided anew" in answer.text
+    with db.reading() as session:
+        assert len(session.exec(select(VerdictSet)).all()) == 1, "nothing is left of what was refused"
