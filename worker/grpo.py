@@ -207,7 +207,7 @@ def fit_grpo(
     reward: RewardFunction, folder: Path, watch: Watch,
 ) -> tuple[Any, Any, dict[str, float]]:  # fmt: skip
     """Returns the trained model, its tokenizer and the last value of every curve."""
-    from worker.trl_run import LookCallback, run_trainer
+    from worker.trl_run import LookCallback, SpendCallback, run_trainer
 
     n_tokens = [0.0]
 
@@ -215,7 +215,12 @@ def fit_grpo(
         n_tokens[0] += sum(len(ids) for ids in given["completion_ids"])
         return reward(**given)
 
+    def spend() -> None:
+        watch.spend(generated_tokens=n_tokens[0])
+        n_tokens[0] = 0.0
+
     trainer = make_trainer(recipe, seed, start, prompts, counted, folder)
+    trainer.add_callback(SpendCallback(spend))
     if recorder is not None:
         trainer.add_callback(
             LookCallback(
@@ -223,7 +228,8 @@ def fit_grpo(
             )
         )
     curves = run_trainer(trainer, watch, folder, is_tried=False)
-    watch.spend(generated_tokens=n_tokens[0], trained_tokens=curves.get("tokens", 0) * recipe.num_iterations)
+    spend()
+    watch.spend(trained_tokens=curves.get("tokens", 0) * recipe.num_iterations)
     return trainer.model, trainer.processing_class, curves
 
 

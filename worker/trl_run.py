@@ -102,6 +102,29 @@ class WatchCallback(TrainerCallback):
             seal_folder(self.folder / f"checkpoint-{state.global_step}")
 
 
+class TokensCallback(TrainerCallback):
+    """Keeps TRL's count of trained tokens with the resume state; TRL would count from 0 again (GRPO and RLOO do not)."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.trainer._total_train_tokens = state.num_input_tokens_seen
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        state.num_input_tokens_seen = self.trainer._total_train_tokens
+
+
+class SpendCallback(TrainerCallback):
+    """Calls `spend()` whenever a resume state is stored, so that what was spent before a crash stays counted."""
+
+    def __init__(self, spend: Callable[[], None]) -> None:
+        self.spend = spend
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.spend()
+
+
 class LookCallback(TrainerCallback):
     """Calls `look(step)` before the first step, every few steps and after the last; has the run paused where asked."""
 
@@ -253,6 +276,7 @@ def run_trainer(trainer: Any, watch: Watch, folder: Path, is_tried: bool = True)
     if n_processes() > 1:
         torch.manual_seed(trainer.args.seed + rank())  # dropout differs between processes
     if is_tried:
+        trainer.add_callback(TokensCallback(trainer))
         dry_step(trainer)
     if newest is not None:
         watch.resumed_at(newest[0])

@@ -101,15 +101,23 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Weights:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_killed_at_random_steps_the_weights_are_bit_equal(base: Weights, tmp_path: Path, method: str) -> None:
-    fit = METHODS[method]
-    whole = fit(base, tmp_path / "whole" / "state", Silent())
+    fit, untouched = METHODS[method], Silent()
+    whole = fit(base, tmp_path / "whole" / "state", untouched)
     folder, place = tmp_path / "cut" / "state", tmp_path / "weights.pt"
     folder.parent.mkdir()
     at = sorted(random.Random(f"kills {method}").choices(range(1, STEPS + 1), k=KILLS.get(method, 3)))
     for step in at:
         assert in_child(partial(fit, base, folder, Deadly(step))) == signal.SIGKILL
-    assert in_child(lambda: torch.save(fit(base, folder, Silent()), place)) == 0
-    assert same(whole, torch.load(place, weights_only=True))
+
+    def finish() -> None:
+        watch = Silent()
+        torch.save((fit(base, folder, watch), watch.metrics[STEPS]), place)
+
+    assert in_child(finish) == 0
+    weights, metrics = torch.load(place, weights_only=True)
+    assert same(whole, weights)
+    assert ("tokens" in metrics) == (method != "ppo")
+    assert metrics.get("tokens") == untouched.metrics[STEPS].get("tokens"), "trained tokens are counted over all parts"
 
 
 @pytest.mark.parametrize("method", ["dpo", "ppo"])
