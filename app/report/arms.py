@@ -11,6 +11,7 @@ from app.checkpoints.models import Arm, Checkpoint
 from app.db import get
 from app.experiments.models import Experiment, Step
 from app.runs.models import Run, RunIo
+from app.training.budgets import is_only_read
 from app.training.recipes import LONGEST_LINE
 
 SHARED = 0  # the seed of steps that all seeds share
@@ -107,7 +108,11 @@ def lineage(material: Material, run_id: int) -> set[int]:
         if one in seen:
             continue
         seen.add(one)
-        waiting += [material.maker[what] for what in material.reads.get(one, []) if what in material.maker]
+        recipe = material.runs[one].recipe
+        waiting += [
+            material.maker[what] for what in material.reads.get(one, [])
+            if what in material.maker and not is_only_read(recipe, *what)
+        ]  # fmt: skip
     return seen
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import aliased
@@ -16,6 +17,8 @@ from app.training.pages import METHODS
 MEASURES = ("labels", "judge_calls", "generated_tokens", "trained_tokens", "device_seconds", "cpu_seconds", "usd")
 # An arm or a benchmark is noted by every run that meets it; neither is made of what that run was made of.
 NOT_MADE = {"arm", "benchmark"}
+# Fields of rows that a run reads and is not made of: what only watches it, and what its page compares it with.
+ONLY_READ = {"held_out": "checkpoint", "compare_with": "verdict_set"}
 
 
 @dataclass(frozen=True)
@@ -92,22 +95,29 @@ def _reach(parents: Mapping[int, set[int]], start: int) -> set[int]:
     return seen
 
 
+def is_only_read(recipe: Mapping[str, Any], noun: str, key: int) -> bool:
+    """Whether a run read a row without being made of it: a watcher teaches nothing."""
+    return any(noun == of and recipe.get(field) == key for field, of in ONLY_READ.items())
+
+
 def _parents(session: Session, runs: set[int]) -> dict[int, set[int]]:
-    """run → the runs that made what it read."""
+    """run → the runs that made what it was made of."""
     read, made = aliased(RunIo), aliased(RunIo)
     same = sa.and_(col(made.noun) == col(read.noun), col(made.ref_id) == col(read.ref_id), col(made.is_output))
     query = (
-        sa.select(col(read.run_id), col(made.run_id))
+        sa.select(col(read.run_id), col(made.run_id), col(read.noun), col(read.ref_id))
         .join(made, same)
         .where(col(read.run_id).in_(runs), ~col(read.is_output), col(read.noun).not_in(NOT_MADE))
         .where(col(made.run_id) != col(read.run_id))
     )
     found: dict[int, set[int]] = {}
-    for run, parent in session.execute(query):
-        found.setdefault(run, set()).add(parent)
-    for run in session.exec(select(Run).where(col(Run.id).in_(runs), Run.kind == "sft")):
-        if run.recipe.get("arm") is not None:  # copied completions: whoever wrote them
-            found.setdefault(run.id, set()).update(_writers(session, run.recipe["arm"], run.recipe["prompt_set"]))
+    recipes = dict(session.exec(select(Run.id, Run.recipe).where(col(Run.id).in_(runs))).all())
+    for run, parent, noun, key in session.execute(query):
+        if not is_only_read(recipes[run], noun, key):
+            found.setdefault(run, set()).add(parent)
+    for run, recipe in recipes.items():
+        if recipe.get("kind") == "sft" and recipe.get("arm") is not None:  # copied completions: whoever wrote them
+            found.setdefault(run, set()).update(_writers(session, recipe["arm"], recipe["prompt_set"]))
     return found
 
 

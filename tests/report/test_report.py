@@ -18,11 +18,12 @@ from app.experiments.models import Experiment
 from app.experiments.start import start_experiment
 from app.grading.models import Grade, GradeItem, Grading
 from app.judging.models import VerdictSet
-from app.report.arms import read_material
+from app.report.arms import Material, lineage, read_material
 from app.report.report import read_report
 from app.report.results import result_lines, result_table
 from app.report.signals import training_signals
 from app.review.models import JudgeCard
+from app.runs.models import Run
 from app.runs.queue import claim
 from app.training.models import Snapshot
 from tests.benchmarks.rows import fresh_project
@@ -253,3 +254,14 @@ def test_the_list_links_to_each_report(reader: TestClient) -> None:
     assert 'href="/p/demo/report/1"' in reader.get("/p/demo/report").text
     assert len(reader.get("/p/demo/report.json").json()["rows"]) == 2
     assert reader.get("/p/demo/report/77").status_code == 404
+
+
+def test_an_arm_did_not_grow_from_what_only_watched_it() -> None:
+    def ran(key: int, **recipe: object) -> Run:
+        return Run(id=key, project_id=1, kind="dpo", recipe=recipe, recipe_sha256="0")
+
+    material = Material(
+        Experiment(), [], {1: ran(1), 2: ran(2), 3: ran(3, start=10, held_out=20)},
+        {3: [("checkpoint", 10), ("checkpoint", 20)]}, {}, {("checkpoint", 10): 1, ("checkpoint", 20): 2},
+    )  # fmt: skip
+    assert lineage(material, 3) == {1, 3}

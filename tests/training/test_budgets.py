@@ -125,3 +125,27 @@ def test_what_other_arms_grew_from_too_is_told(study: dict[str, int]) -> None:
 )
 def test_unequal_labels_are_said(labels: dict[str, int], said: str) -> None:
     assert compare_labels(labels).startswith(said) and bool(compare_labels(labels)) == bool(said)
+
+
+def test_what_only_watches_or_is_compared_with_is_not_counted(study: dict[str, int]) -> None:
+    with transaction() as session:
+        session.add(VerdictSet(id=2, project_id=1, name="w", pair_set_id=1, judge_id=1))
+        session.flush()
+        session.add(
+            Snapshot(id=2, project_id=1, name="other", pair_set_id=1, verdict_set_id=2, labels_version=0, n_train=50)
+        )
+        judged = add_run(
+            session, "judge", {"judge_calls": 10}, [("pair_set", 1), ("verdict_set", 1)], [("verdict_set", 2)]
+        )
+        session.get_one(Run, judged).recipe = {"kind": "judge", "pair_set": 1, "judge": 1, "compare_with": 1}
+        frozen = add_run(session, "snapshot", {}, [("verdict_set", 2)], [("snapshot", 2)])
+        add_run(session, "reward", {"trained_tokens": 77}, [("checkpoint", 1), ("snapshot", 1)], [("checkpoint", 12)])
+        watched = add_run(
+            session, "dpo", {"labels": 50}, [("checkpoint", 1), ("snapshot", 2), ("checkpoint", 12)],
+            [("checkpoint", 13)],
+        )  # fmt: skip
+        session.get_one(Run, watched).recipe = {"kind": "dpo", "start": 1, "snapshot": 2, "held_out": 12}
+    with reading() as session:
+        found = read_budgets(session, [watched])[watched]
+    assert {one.run.id for one in found.spent} == {study["base"], study["pairs"], judged, frozen, watched}
+    assert (found.labels, found.total["judge_calls"], found.total["trained_tokens"]) == (50, 10, 1000)
