@@ -103,8 +103,8 @@ def _choices(labelled: Labelled, sides: dict[str, str], one: str, other: str) ->
     """What stands at the top of the page to choose from: how it is called, and its two sides."""
     judges = [side for side in (one, other) if side.partition(":")[2] in labelled.judges]
     judge = judges[-1] if judges else f"*:{labelled.judges[0]}" if labelled.judges else ""
-    found: list[tuple[str, str, str]] = [(f"{sides[side]} – {sides[judge]}", side, judge) for side in ("people", "majority")
-             if judge and side in sides]  # fmt: skip
+    people = [side for side in ("people", "majority") if judge and side in sides]
+    found: list[tuple[str, str, str]] = [(f"{sides[side]} – {sides[judge]}", side, judge) for side in people]
     if "people" in sides:
         found.append(("people – people", "people", "people"))
     return found

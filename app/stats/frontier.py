@@ -18,7 +18,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Stop:
-    """One measured point of an arm's path: its KL, and its quality on each group of prompts (the same groups at all stops)."""
+    """One measured point of an arm's path: its KL, and its quality on each group of prompts, the same at all stops."""
 
     kl: float
     quality: Floats

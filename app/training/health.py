@@ -126,8 +126,8 @@ def _unlike_judge(held_out: Mapping[str, Any], curves: Mapping[str, Points]) -> 
     said = f"{found['value']:.2f} of {found['n']:,} held-out rows [{found['low']:.2f}, {found['high']:.2f}]"
     if found["low"] <= 0.5:
         text = (
-            f"It is not shown to reproduce the judge: it prefers the chosen in {said}, which guessing may give too. What "
-            "follows it may follow noise: judge more pairs, look at the judge’s own consistency, or train longer."
+            f"It is not shown to reproduce the judge: it prefers the chosen in {said}, which guessing may give too. "
+            "What follows it may follow noise: judge more pairs, look at the judge’s own consistency, or train longer."
         )
         return Note("act", text, _at("held_out_accuracy", (step, found["value"])))
     if over["low"] <= 0:

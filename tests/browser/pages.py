@@ -69,8 +69,9 @@ IDS: list[tuple[str, str]] = [
     ("/benchmarks/{}", "SELECT id FROM benchmark ORDER BY id"),
     ("/grade/item/{}", "SELECT token FROM grade_item ORDER BY id LIMIT 1"),
     ("/grade/{}", "SELECT id FROM grading ORDER BY id"),
-    ("/experiments/{}", "SELECT max(id) FROM experiment"),
-    ("/report/{}", "SELECT max(id) FROM experiment"),
+    ("/experiments/{}/trials", "SELECT id FROM experiment WHERE name = 'Sweep'"),
+    ("/experiments/{}", "SELECT min(id) FROM experiment"),
+    ("/report/{}", "SELECT min(id) FROM experiment"),
     ("/runs/{}", "SELECT max(id) FROM run WHERE status = 'done' GROUP BY kind ORDER BY 1"),
 ]
 

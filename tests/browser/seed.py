@@ -9,10 +9,12 @@ from app.accounts.models import Account
 from app.annotations.models import Annotation, AnnotationItem, AnnotationSet
 from app.checkpoints.arms import find_or_make_imported_arm
 from app.checkpoints.endpoints import make_endpoint
-from app.checkpoints.models import Arm
+from app.checkpoints.models import Arm, Checkpoint
 from app.constitutions.constitutions import PrincipleText, add_version, ensure_shipped, read_principles
 from app.constitutions.models import Constitution
 from app.db import get, now
+from app.experiments.start import cancel_experiment, start_experiment
+from app.experiments.sweeps import SweepPlan, SweptMethod, write_sweep
 from app.grading.guesses import end_part
 from app.grading.items import Marks, give_grade, next_item
 from app.grading.models import GradeItem, Grading
@@ -20,13 +22,14 @@ from app.judging.models import Rating, RatingSet, VerdictSet
 from app.pairs.models import Completion, Pair
 from app.projects.models import Project
 from app.projects.projects import make_project, set_role
-from app.prompts.models import Prompt
+from app.prompts.models import Prompt, PromptSet
 from app.review.answers import give_answer
 from app.review.card_lines import Judged, make_lines
 from app.review.models import JudgeCard, Mark, Queue
 from app.review.queues import claim_place
 from app.revising.decisions import claim_revision, decide
 from app.revising.models import Revision, RevisionSet
+from app.runs.models import Run
 from app.training.models import Snapshot
 
 EMPTY = "empty"
@@ -60,6 +63,20 @@ def seed(session: Session) -> None:
     session.flush()
     _mark(session, project, grader)
     _grade(session, grading, grader, 3)
+    _sweep(session, project)
+
+
+def _sweep(session: Session, project: Project) -> None:
+    """A sweep of DPO that somebody cancelled before its first trial."""
+    trained = session.exec(select(Run.id).where(Run.project_id == project.id, Run.kind == "dpo")).first()
+    prompts = session.exec(select(PromptSet.id).where(PromptSet.project_id == project.id)).first()
+    assert trained is not None and prompts is not None
+    reward = session.exec(select(Checkpoint.id).where(Checkpoint.role == "reward")).first()
+    plan = SweepPlan(
+        methods=[SweptMethod(run=trained, values={"lr": [1e-4, 2e-4]})], prompt_set=prompts, reward=reward
+    )  # fmt: skip
+    experiment = start_experiment(session, project.id, write_sweep(session, project.id, plan), file="sweep")
+    cancel_experiment(session, experiment)
 
 
 def _write_constitutions(session: Session, project: Project) -> None:
