@@ -2,8 +2,8 @@
 reward model, a judge, or a weighted mix of them. TRL leaves a completion without a reward out of its group's mean and
 spread, and gives it no advantage.
 
-Simplified: one update per rollout unless the recipe says more; the reference, kept only where beta is above zero, is
-the starting checkpoint, which TRL loads again from where the policy came from.
+Simplified: one update per rollout unless the recipe says more, and resume states only between rollouts; the reference,
+kept only where beta is above zero, is the starting checkpoint, which TRL loads again from where the policy came from.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -153,6 +153,8 @@ def make_trainer(
         for p in prompts
     ]
     make, arguments = (RLOOTrainer, RLOOConfig) if isinstance(recipe, RlooRecipe) else (GRPOTrainer, GRPOConfig)
+    # A state within the passes over a rollout lacks the rollout: TRL would sample another one from it.
+    save_steps = -(-recipe.save_every // recipe.num_iterations) * recipe.num_iterations
 
     class Trainer(make):  # type: ignore[misc, valid-type]
         def _get_train_sampler(self, dataset: Any = None) -> Any:
@@ -162,7 +164,7 @@ def make_trainer(
         model=load_trainable(start, recipe.is_lora, recipe.lora_rank, recipe.dtype),
         reward_funcs=reward,
         args=arguments(
-            **quiet_arguments(recipe, folder, seed),
+            **{**quiet_arguments(recipe, folder, seed), "save_steps": save_steps},
             max_steps=recipe.steps,
             per_device_train_batch_size=recipe.prompts_per_step * recipe.group_size,
             num_generations=recipe.group_size,
@@ -224,7 +226,10 @@ def fit_grpo(
     if recorder is not None:
         trainer.add_callback(
             LookCallback(
-                recipe.sample_every, lambda step: look(trainer, recipe, seed, recorder, reward, step), recorder.pauser
+                recipe.sample_every,
+                lambda step: look(trainer, recipe, seed, recorder, reward, step),
+                recorder.pauser,
+                recipe.num_iterations,
             )
         )
     curves = run_trainer(trainer, watch, folder, is_tried=False)

@@ -103,7 +103,7 @@ class WatchCallback(TrainerCallback):
 
 
 class TokensCallback(TrainerCallback):
-    """Keeps TRL's count of trained tokens with the resume state; TRL would count from 0 again (GRPO and RLOO do not)."""
+    """Keeps TRL's count of trained tokens with the resume state, where TRL begins at 0 again (GRPO and RLOO do not)."""
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
@@ -126,11 +126,16 @@ class SpendCallback(TrainerCallback):
 
 
 class LookCallback(TrainerCallback):
-    """Calls `look(step)` before the first step, every few steps and after the last; has the run paused where asked."""
+    """Calls `look(step)` before the first step, every few steps and after the last; has the run paused where asked.
 
-    def __init__(self, every: int, look: Callable[[int], None], pauser: Pauser | None = None) -> None:
-        self.every, self.look, self.pauser = every, look, pauser
-        self.is_pausing = False
+    `whole_every`: steps after which a state can be gone on from exactly; a pause waits for the next.
+    """
+
+    def __init__(
+        self, every: int, look: Callable[[int], None], pauser: Pauser | None = None, whole_every: int = 1
+    ) -> None:
+        self.every, self.look, self.pauser, self.whole_every = every, look, pauser, whole_every
+        self.is_pausing = self.has_looked = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step == 0:
@@ -139,7 +144,10 @@ class LookCallback(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step % self.every == 0 or state.global_step == state.max_steps:
             self.look(state.global_step)
-            if self.pauser is not None and state.global_step < state.max_steps and self.pauser.has_turned():
+            self.has_looked = True
+        if self.has_looked and state.global_step % self.whole_every == 0 and state.global_step < state.max_steps:
+            self.has_looked = False
+            if self.pauser is not None and self.pauser.has_turned():
                 self.is_pausing = control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:

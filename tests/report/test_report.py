@@ -261,7 +261,7 @@ def test_an_arm_did_not_grow_from_what_only_watched_it() -> None:
         return Run(id=key, project_id=1, kind="dpo", recipe=recipe, recipe_sha256="0")
 
     material = Material(
-        Experiment(), [], {1: ran(1), 2: ran(2), 3: ran(3, start=10, held_out=20)},
+        Experiment(name="e", sha256="0"), [], {1: ran(1), 2: ran(2), 3: ran(3, start=10, held_out=20)},
         {3: [("checkpoint", 10), ("checkpoint", 20)]}, {}, {("checkpoint", 10): 1, ("checkpoint", 20): 2},
     )  # fmt: skip
     assert lineage(material, 3) == {1, 3}

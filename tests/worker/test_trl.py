@@ -196,11 +196,15 @@ def test_grpo_begins_at_its_reference_and_changes_the_policy(base: Weights, tmp_
         assert not torch.allclose(again(ids).logits, load_full(base)(ids).logits, atol=1e-3)
 
 
-def test_grpo_cancelled_and_resumed_is_bit_equal(base: Weights, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("passes", "save_every", "stop_after", "resumed_at"), [(1, 2, 3, 2), (2, 3, 5, 4)])
+def test_grpo_cancelled_and_resumed_is_bit_equal(
+    base: Weights, tmp_path: Path, passes: int, save_every: int, stop_after: int, resumed_at: int
+) -> None:
     prompts = online_prompts(base)
     recipe = GrpoRecipe(
-        **IDS, prompt_set=1, steps=5, prompts_per_step=2, group_size=4, max_new_tokens=8, lr=1e-2, save_every=2
-    )
+        **IDS, prompt_set=1, steps=6, prompts_per_step=2, group_size=4, max_new_tokens=8, lr=1e-2,
+        num_iterations=passes, save_every=save_every,
+    )  # fmt: skip
 
     def run(folder: Path, stop_after: int | None) -> tuple[dict[str, torch.Tensor], Silent]:
         watch = Silent(stop_after)
@@ -218,7 +222,7 @@ def test_grpo_cancelled_and_resumed_is_bit_equal(base: Weights, tmp_path: Path) 
 
     whole, _ = run(tmp_path / "a", None)
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "b", 3)
+        run(tmp_path / "b", stop_after)
     resumed, watch = run(tmp_path / "b", None)
-    assert watch.resumed == [2]
+    assert watch.resumed == [resumed_at]
     assert same(whole, resumed)
