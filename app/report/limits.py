@@ -7,7 +7,7 @@ from app.judging.models import Judge, VerdictSet
 from app.report.arms import Material, ReportArm
 from app.report.people import AuditLine, GradingLine
 from app.report.results import BenchmarkResults
-from app.report.signals import training_judges, training_snapshots
+from app.report.signals import rewarding_judges, training_judges, training_snapshots
 from app.review.cards import deciding_card, lines_that
 
 
@@ -87,8 +87,16 @@ def _judges(session: Session, material: Material) -> list[str]:
 
 
 def _cards(session: Session, material: Material) -> list[str]:
-    """What Judge Cards found about those whose labels were trained on, and why a failed one's were."""
+    """What Judge Cards found about those whose labels or scores were trained on, and why a failed one's labels were."""
     said = []
+    for key, constitution in rewarding_judges(material):
+        judge = get(session, Judge, key)
+        card = deciding_card(session, judge.id, constitution)
+        if card is None:
+            said.append(f"No Judge Card was made for “{judge.name}”: its scores rewarded training unprobed.")
+        elif card.is_passed is False:
+            broken = "; ".join(lines_that(card, "failed"))
+            said.append(f"“{judge.name}” failed its Judge Card ({broken}) and its scores rewarded training.")
     for snapshot in training_snapshots(session, material):
         verdicts = get(session, VerdictSet, snapshot.verdict_set_id)
         judge = get(session, Judge, verdicts.judge_id)

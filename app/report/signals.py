@@ -2,20 +2,33 @@
 
 from typing import Any
 
+import sqlalchemy as sa
 from sqlmodel import Session, col, select
 
 from app.judging.models import Judge, VerdictSet
 from app.judging.recipes import members_of
 from app.report.arms import Material
+from app.training.health import ONLINE
 from app.training.models import Snapshot
 from app.training.pages import METHODS
 
 
 def training_judges(session: Session, material: Material) -> list[Judge]:
-    """The judges whose verdicts were trained on."""
+    """The judges whose verdicts were trained on, and those who rewarded rollouts themselves."""
     keys = [snapshot.verdict_set_id for snapshot in training_snapshots(session, material)]
     those = select(VerdictSet.judge_id).where(col(VerdictSet.id).in_(keys))
-    return list(session.exec(select(Judge).where(col(Judge.id).in_(those)).order_by(col(Judge.id))))
+    rewarding = [judge for judge, _ in rewarding_judges(material)]
+    asked = select(Judge).where(sa.or_(col(Judge.id).in_(those), col(Judge.id).in_(rewarding)))
+    return list(session.exec(asked.order_by(col(Judge.id))))
+
+
+def rewarding_judges(material: Material) -> list[tuple[int, int]]:
+    """(judge, constitution) of every run whose rollouts a judge scored."""
+    recipes = [run.recipe for step in material.steps if (run := material.run_of(step)) and run.kind in ONLINE]
+    return list(dict.fromkeys(
+        (int(one["judge"]), int(one["constitution"])) for one in recipes
+        if one.get("judge") is not None and one.get("judge_weight", 1.0)
+    ))  # fmt: skip
 
 
 def training_snapshots(session: Session, material: Material) -> list[Snapshot]:
@@ -39,12 +52,13 @@ def training_signals(session: Session, material: Material) -> dict[tuple[str, st
                 for by in ("reward", "implicit"):
                     found["pku_saferlhf", f"{label}_{by}"] = f"“{judge.name}” labels were trained on"
         else:
-            found["pku_saferlhf", "judged_safe"] = f"the judge “{judge.name}” made the labels"
+            found["pku_saferlhf", "judged_safe"] = f"the judge “{judge.name}” made the labels or the reward"
     for step in material.of_kind("ppo"):
         if step.recipe.get("rule_weight", 0):
             _add_rule(found, {"format_weight": 2.0, "answer_weight": 1.0}, "the rule rewards it in PPO")
     for step in [*material.of_kind("grpo"), *material.of_kind("rloo")]:
-        if step.recipe.get("reward_by", "rule") == "rule":
+        by, weight = step.recipe.get("reward_by", "rule"), step.recipe.get("rule_weight", 1.0)
+        if by == "rule" or (by == "mix" and weight):
             _add_rule(
                 found,
                 {"format_weight": 2.0, "answer_weight": 1.0},

@@ -3,6 +3,7 @@
 import shutil
 import sqlite3
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,10 @@ from app.accounts.models import Account
 from app.benchmarks.scores import read_levels
 from app.db import get, now, reading, transaction
 from app.experiments.advance import advance_all
-from app.experiments.models import Experiment
+from app.experiments.models import Experiment, Step
 from app.experiments.start import start_experiment
 from app.grading.models import Grade, GradeItem, Grading
-from app.judging.models import VerdictSet
+from app.judging.models import Judge, VerdictSet
 from app.report.arms import Material, lineage, read_material
 from app.report.report import read_report
 from app.report.results import result_lines, result_table
@@ -265,3 +266,28 @@ def test_an_arm_did_not_grow_from_what_only_watched_it() -> None:
         {3: [("checkpoint", 10), ("checkpoint", 20)]}, {}, {("checkpoint", 10): 1, ("checkpoint", 20): 2},
     )  # fmt: skip
     assert lineage(material, 3) == {1, 3}
+
+
+def test_a_judge_or_rule_that_rewarded_rollouts_itself_is_a_signal_too(studied: None) -> None:
+    recipe = {"kind": "grpo", "reward_by": "mix", "rule_weight": 0.5, "judge_weight": 1.0, "constitution": 1}
+    with transaction() as session:
+        judge = Judge(project_id=1, name="the scorer", kind="endpoint")
+        session.add(judge)
+        session.flush()
+        recipe["judge"] = judge.id
+        run = Run(project_id=1, kind="grpo", queue="gpu", recipe=recipe, recipe_sha256="0", status="done")
+        session.add(run)
+        session.flush()
+        session.add(Step(
+            experiment_id=1, position=99, name="grpo", seed=1, recipe={**recipe, "judge": "@judge:x"}, run_id=run.id,
+            status="done",
+        ))  # fmt: skip
+    with reading() as session:
+        experiment = get(session, Experiment, 1)
+        material = read_material(session, experiment)
+        alone = replace(material, steps=[step for step in material.steps if step.name == "grpo"])
+        found = training_signals(session, alone)
+        limits = read_report(session, experiment).limits
+    assert "the scorer" in found["pku_saferlhf", "judged_safe"]
+    assert found["strict_format", "format"] == "the rule rewards it in GRPO"
+    assert any("“the scorer”: its scores rewarded training unprobed" in one for one in limits)
