@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ SHIPPED = ROOT / "experiments"
 MAX_CHARS = 200_000
 MAX_DEPTH = 12
 MAX_STEPS = 500
+MOST_VALUE = 60  # characters of an axis's value
 NAME = r"^[a-z][a-z0-9_]{0,59}$"
 WRITTEN_NAME = r"^[a-z{][a-z0-9_{}]{0,79}$"  # may hold {axis}
 
@@ -214,9 +216,14 @@ def _expand(read: ExperimentText, lines: _Lines) -> list[_Cell]:
             raise lines.wrong(("matrix", axis), "an axis has a name of its own: lower-case letters, digits and _")
         if not points or len(set(points)) < len(points):
             raise lines.wrong(("matrix", axis), "an axis has values, each once")
+        if max(map(len, points)) > MOST_VALUE:
+            raise lines.wrong(("matrix", axis), f"a value stands in a step's name: {MOST_VALUE} characters at most")
     cells: list[_Cell] = []
     for place, step in enumerate(read.steps):
         axes = [axis for axis in read.matrix if "{" + axis + "}" in step.name]
+        n = len(cells) + math.prod(len(read.matrix[axis]) for axis in axes)  # before any is made: axes multiply
+        if n > MAX_STEPS:
+            raise lines.wrong(("matrix",), f"these are {n:,} steps or more; at most {MAX_STEPS}")
         for combination in itertools.product(*(read.matrix[axis] for axis in axes)):
             values = dict(zip(axes, combination, strict=True))
             filled = step.model_copy(update=_put(step.model_dump(), values))
@@ -224,8 +231,6 @@ def _expand(read: ExperimentText, lines: _Lines) -> list[_Cell]:
                 what = f"“{filled.name}” is no name: lower-case letters, digits and _, and the axes of matrix in braces"
                 raise lines.wrong(("steps", place, "name"), what)
             cells.append(_Cell(place, filled, list(dict.fromkeys([step.name, filled.name])), values))
-    if len(cells) > MAX_STEPS:
-        raise lines.wrong(("matrix",), f"these are {len(cells)} steps; at most {MAX_STEPS}")
     return cells
 
 

@@ -5,6 +5,7 @@ So it resumes, is cancelled, reuses finished runs and is reported like any other
 """
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -107,6 +108,10 @@ def _grid(run: Run, method: SweptMethod, place: int) -> list[dict[str, Any]]:
             raise Invalid(f"{run.kind} has no field “{field}” to try.", {name: [f"no “{field}”; one of: {known}"]})
         if not values or len({str(value) for value in values}) < len(values):
             raise Invalid(f"{run.kind}, {field}: give values, each once.", {name: [f"{field}: values, each once"]})
+    n = math.prod(map(len, method.values.values()))  # before any is made: fields multiply
+    if n > MOST_TRIALS:
+        message = f"These are {n:,} trials; at most {MOST_TRIALS} of all methods together."
+        raise Invalid(f"{run.kind}: {message}", {name: [message]})
     return [dict(zip(method.values, each, strict=True)) for each in itertools.product(*method.values.values())]
 
 

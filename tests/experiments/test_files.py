@@ -193,12 +193,20 @@ def test_a_step_with_an_axis_in_its_name_stands_for_one_step_a_value() -> None:
         ('checkpoint: "@base_{family}", samples', 'checkpoint: "@base_{kin}", samples', "line 15: step “more_{size}"),
         ("pairs_b: {limit: 7}", "pairs_c: {limit: 7}", "line 8: scales.small.pairs_c: the file has no such step"),
         ("family: [a", "Family: [a", "line 4: matrix.Family: an axis has a name of its own"),
+        ("[a, b]", f"[{'a' * 61}]", "line 4: matrix.family: a value stands in a step's name: 60 characters at most"),
     ],
 )
 def test_mistakes_of_a_matrix_are_told_with_their_line(old: str, new: str, said: str) -> None:
     with pytest.raises(Invalid) as error:
         read_experiment(GRID.replace(old, new, 1), file="mine.yaml")
     assert said in error.value.message
+
+
+def test_axes_that_multiply_are_refused_before_they_are_multiplied() -> None:
+    values = ", ".join(f"v{i}" for i in range(900))
+    many = f"name: x\nmatrix: {{a: [{values}], b: [{values}], c: [{values}]}}\n"
+    with pytest.raises(Invalid, match="these are 729,000,000 steps or more; at most 500"):
+        read_experiment(many + 'steps: [{name: "s_{a}_{b}_{c}", recipe: {kind: demo_base}}]')
 
 
 def test_one_start_is_asked_for_unless_the_file_says_otherwise() -> None:

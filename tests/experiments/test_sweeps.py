@@ -75,6 +75,11 @@ def test_every_combination_is_a_trial_with_its_measurement_on_dev(templates: Tes
         (plan((2, {"beta": [-1]})), "beta", "values_0"),
         (plan((2, {"beta": [0.1, 0.1]})), "each once", "values_0"),
         (plan((1, {"lr": [1]}), (3, {"lr": [1]})), "start from different checkpoints", "run_0"),
+        (
+            plan((2, {name: list(range(1, 3001)) for name in ("lr", "beta", "epochs")})),
+            "27,000,000,000 trials",
+            "values_0",
+        ),
         (plan((99, {"lr": [1]})), "Run 99 is no training run", "run_0"),
         (plan((2, {"beta": [0.1]}), quality="reward"), "held-out reward model", "reward"),
     ],
