@@ -1,6 +1,7 @@
 """What an arm wrote, as rows for SFT: a stronger teacher's completions, or imported ones."""
 
 import json
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -17,8 +18,10 @@ from app.training.recipes import SftRecipe
 from worker.job import Job
 from worker.preferences import Preferences, Row
 from worker.saving import is_whole, save_folder
+from worker.several import is_first
 
 FILE = "rows.jsonl"
+WAIT_S = 0.2
 SPLITS = ("train", "dev")  # test and out-of-distribution prompts never train
 
 
@@ -28,6 +31,10 @@ def demonstrations_of(job: Job) -> Preferences:
     The first completions of each prompt, by finished runs, that are not empty and came to their own end.
     """
     frozen = job.folder / "demonstrations"
+    if not is_first():  # of several processes the first freezes them, the others read
+        while not is_whole(frozen):
+            job.check()
+            time.sleep(WAIT_S)
     if not is_whole(frozen):
         found = _read(job)
         _, sha256 = save_folder(frozen, lambda folder: _write(found, folder / FILE))

@@ -19,6 +19,7 @@ Messages = list[dict[str, str]]
 AGAIN = {408, 409, 425, 429}  # and every 5xx
 FATAL = {401, 402, 403, 404}  # the same for every call: the key, the money, the address or the model is wrong
 DEADLINE_TRIES = 3  # a call with all its tries and pauses may take this many times the time of one try
+SHORTEST_BEGUN = 6  # characters of a key that are taken for its beginning
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 
 
@@ -175,8 +176,12 @@ def _shown(body: bytes) -> str:
 
 
 def redact(text: str, key: str | None) -> str:
-    """A message without the key in it, should a server echo it."""
-    return text.replace(key, "[key]") if key else text
+    """A message without the key in it, should a server echo it; nor its beginning, where the message was cut there."""
+    if not key:
+        return text
+    text = text.replace(key, "[key]")
+    begun = next((n for n in range(min(len(key) - 1, len(text)), SHORTEST_BEGUN - 1, -1) if text.endswith(key[:n])), 0)
+    return text[:-begun] + "[key]" if begun else text
 
 
 def read_retry_after(headers: Mapping[str, str]) -> float | None:

@@ -41,7 +41,7 @@ class _Heard:
                 return
             self.usage = event.get("usage") or self.usage
             for choice in event.get("choices") or []:
-                self.text += choice.get("delta", {}).get("content") or ""
+                self.text += (choice.get("delta") or {}).get("content") or ""
                 self.stop_reason = choice.get("finish_reason") or self.stop_reason
         except (ValueError, AttributeError, TypeError) as error:
             self.failure = f"garbage within the stream ({type(error).__name__})"

@@ -10,6 +10,7 @@ from fastapi.testclient import TestClient
 from sqlmodel import col, select
 
 from app.checkpoints.arms import find_or_make_arm
+from app.checkpoints.chat import redact
 from app.db import reading, transaction
 from app.errors import AppError
 from app.projects.models import Project
@@ -142,6 +143,13 @@ def test_a_local_text_grows_too_and_who_finished_is_not_asked_again(
         work(again.id, again.attempt)
         assert len(server.requests) == n
     assert {key: row.text for key, row in rows_of(run.id).items()} == {key: row.text for key, row in whole.items()}
+
+
+def test_no_part_of_a_key_is_told_where_a_message_is_cut() -> None:
+    key = "sk-" + "K" * 60
+    assert redact(f"bad {key}.", key) == "bad [key]."
+    assert redact(f"Incorrect API key provided: {key}"[:50], key) == "Incorrect API key provided: [key]"
+    assert redact("a task", key) == "a task" and redact("HTTP 500", "") == redact("HTTP 500", None) == "HTTP 500"
 
 
 @ON_SQLITE

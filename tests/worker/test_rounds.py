@@ -1,6 +1,8 @@
 """Training on from what was trained: DPO's later rounds and what holds them, and SFT on what an arm wrote."""
 
 import hashlib
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from app.pairs.models import Completion
 from app.projects.models import Project
 from app.prompts.models import Prompt
 from app.runs.models import LogLine, Run
-from app.runs.queue import launch
+from app.runs.queue import claim, launch
 from app.training.models import LogProb
 from app.training.recipes import DpoRecipe, SftRecipe
 from app.training.rounds import read_rounds
@@ -23,7 +25,10 @@ from app.training.stale import retrain
 from tests.worker.test_training_runs import OFFLINE, TINY_BASE, ground, made, run, tiny_project  # noqa: F401
 from tests.worker.tiny import same, weights_in
 from worker.checkpoints import weights_of
+from worker.demonstrations import demonstrations_of
+from worker.job import Job
 from worker.reference_cache import weights_key
+from worker.several import Follower
 
 
 def start_of(key: int) -> Any:
@@ -131,6 +136,27 @@ def test_sft_copies_what_an_arm_wrote(tiny_project: Project, ground: dict[str, i
     assert not same(weights_in(start_of(checkpoint.id).folder), weights_in(start_of(base.id).folder))
     with transaction() as session, pytest.raises(Invalid, match="copied what an arm wrote"):
         retrain(session, session.get_one(Run, done.id), 1)
+
+
+def test_of_several_processes_the_first_freezes_what_is_copied(
+    tiny_project: Project, ground: dict[str, int], monkeypatch: pytest.MonkeyPatch,  # noqa: F811
+) -> None:  # fmt: skip
+    arm = by_teacher(tiny_project, ground, "imported")
+    recipe = SftRecipe(**OFFLINE, start=ground["base"], arm=arm, prompt_set=ground["prompts"])
+    with transaction() as session:
+        key = launch(session, recipe, project_id=tiny_project.id).id
+        claimed = claim(session, ["gpu"], "test", None)
+        assert claimed is not None and claimed.id == key
+        attempt = claimed.attempt
+    monkeypatch.setenv("RANK", "1")
+    other = Follower(key, attempt)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(demonstrations_of, other)
+        time.sleep(0.6)
+        assert not waiting.done() and not (other.folder / "demonstrations").exists()
+        monkeypatch.setenv("RANK", "0")
+        frozen = demonstrations_of(Job(key, attempt))
+        assert waiting.result(30) == frozen and frozen.train
 
 
 def test_sft_needs_one_source_and_something_in_it(tiny_project: Project, ground: dict[str, int]) -> None:  # noqa: F811
