@@ -19,7 +19,7 @@ from app.config import settings
 from app.db import db_now, reading, transaction
 from app.experiments.advance import advance_all
 from app.runs.models import Run, Worker
-from app.runs.queue import Fenced, claim, finish, give_back, renew, runnable, send_wake_up, sweep
+from app.runs.queue import Fenced, claim, fence, finish, give_back, renew, runnable, send_wake_up, sweep
 from worker.launch import command_of, environment_of, gpu_slots, visible_gpus
 
 log = logging.getLogger(__name__)
@@ -92,6 +92,7 @@ class Supervisor:
         run_id, attempt = run.id, run.attempt
         environ = environment_of(run.kind, run.slot, os.environ)
         output = settings().folder("runs", run_id) / "output.log"
+        began = time.monotonic()
         with output.open("ab") as sink:
             child = subprocess.Popen(
                 command_of(run.kind, run_id, attempt),
@@ -105,9 +106,10 @@ class Supervisor:
             with self._lock:
                 self._children.pop(run_id, None)
             _kill(child)
+        seconds = time.monotonic() - began
         while True:
             try:
-                self._note_end(run_id, attempt, child.returncode, output)
+                self._note_end(run_id, attempt, child.returncode, output, seconds)
                 return
             except sa.exc.OperationalError:
                 log.warning("run %s: the database does not answer; noting its end again", run_id)
@@ -139,12 +141,17 @@ class Supervisor:
                 log.warning("run %s did not stop within %s s of being asked: ended", run_id, GRACE_S)
                 return
 
-    def _note_end(self, run_id: int, attempt: int, code: int | None, output: Path) -> None:
-        """A child that ended its run has nothing to note; otherwise it died, or was ended by us."""
+    def _note_end(self, run_id: int, attempt: int, code: int | None, output: Path, seconds: float) -> None:
+        """A child that ended its run has nothing to note; otherwise it died, or was ended by us, and could not say for
+        how many `seconds` it had held its slot."""
         with transaction() as session:
             run = session.exec(select(Run).where(Run.id == run_id)).one()
             if run.attempt != attempt or run.status != "running":
                 return
+            fence(session, run_id, attempt)
+            session.refresh(run)
+            run.cost = {**run.cost, "wall_seconds": run.cost.get("wall_seconds", 0) + seconds}
+            session.flush()
             if run.is_cancel_asked:
                 finish(session, run_id, attempt, "cancelled")
             elif self.is_stopping.is_set():

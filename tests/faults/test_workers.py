@@ -93,6 +93,7 @@ def test_a_killed_child_and_a_killed_worker_cost_attempts_and_store_nothing_twic
     wait(lambda: read(run_id).done > 0)
     child_of(worker).kill()
     wait(lambda: read(run_id).attempt == 2)
+    assert read(run_id).cost["wall_seconds"] > 0  # what was killed had held its device, too
     orphan = child_of(worker)
     worker.kill()
     worker.wait(10)
