@@ -1,8 +1,9 @@
 """A judge as the reward: each completion scored from 1 to 10 by a constitution, which becomes 0 to 1.
 
 An endpoint is asked through the call ledger: the same prompt, completion and settings make one call, ever, so a run
-that is taken up again gets the very answers it got before. A local checkpoint gives the expected value over the ten
-answers (see worker/rate.py). A score that cannot be read is None: that completion has no reward and teaches nothing.
+that is taken up again gets the very answers it got before; only a call that failed is made again. A local checkpoint
+gives the expected value over the ten answers (see worker/rate.py). A score that cannot be read is None: that completion
+has no reward and teaches nothing.
 """
 
 import math

@@ -186,7 +186,10 @@ class Ppo:
         scores = self.score(rollout, chosen)
         is_read = ~scores.isnan()
         if not is_read.any():
-            raise AppError("No completion of this rollout has a reward: look at the judge’s answers, then resume.")
+            raise AppError(
+                "No completion of this rollout has a reward: look at the judge’s answers, or whether the reward model "
+                "gives numbers, then resume."
+            )
         with torch.no_grad():
             given = (rollout.ids, rollout.attention, rollout.tokens, recipe.temperature)
             log_ratio = (rollout.log_probs - self.models.reference_log_probs(*given)) * rollout.mask
@@ -212,7 +215,7 @@ class Ppo:
             # Tokens of prompts and completions that gradient passes read: the policy's and the value model's.
             "trained_tokens": 2.0 * recipe.ppo_epochs * float(rollout.attention.sum()),
         }  # fmt: skip
-        if recipe.judge is not None:
+        if recipe.judge is not None or not is_read.all():
             found["unreadable"] = 1 - float(is_read.float().mean())
         found |= self.update(iteration, rollout, whiten(advantages, rollout.mask), returns, values, check)
         if recipe.kl_target is not None:

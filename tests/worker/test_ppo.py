@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from app.errors import AppError
 from app.training.recipes import PpoRecipe, RewardRecipe
 from tests.worker.tiny import IDS, Silent, same, write_tiny
 from worker.loading import Weights, WrongBase, encode_prompt, load_full, load_tokenizer, render_prompt
@@ -77,6 +78,16 @@ def test_first_step_begins_at_ratio_one_and_kl_zero(models: PpoModels, base: Wei
     assert abs(found["kl"]) < 1e-5
     assert found["first_ratio_error"] < 1e-5
     assert found["ratio_error"] > 1e-4  # later minibatches have moved
+
+
+def test_what_has_no_reward_is_counted_though_no_judge_is_asked(models: PpoModels, base: Weights) -> None:
+    ppo, prompts = make(models, base)
+    assert "unreadable" not in ppo.iterate(0, prompts, lambda: None)
+    ppo.bonus = lambda asked, texts: [None, *[0.0] * (len(texts) - 1)]
+    assert ppo.iterate(1, prompts, lambda: None)["unreadable"] == pytest.approx(1 / 6)
+    ppo.bonus = lambda asked, texts: [None] * len(texts)
+    with pytest.raises(AppError, match="whether the reward model gives numbers"):
+        ppo.iterate(2, prompts, lambda: None)
 
 
 def test_reference_is_the_start_reloaded_from_disk(models: PpoModels, base: Weights) -> None:
