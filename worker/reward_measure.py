@@ -1,6 +1,7 @@
 """The end of a reward model's training: scores of dev rows and of what the project's arms wrote, told in its facts."""
 
 import json
+import math
 from typing import Any
 
 import sqlalchemy as sa
@@ -27,9 +28,12 @@ def measure_reward(job: Job, scorer: RewardScorer, preferences: Preferences) -> 
     n_shared = sum(_key(row) in asked for row in preferences.dev)
     if n_shared:
         job.log(f"{n_shared} dev rows have a prompt that training reads too: their accuracy flatters", "warning")
-    rows = _score_rows(scorer, preferences.dev)
+    rows, arms = _score_rows(scorer, preferences.dev), _score_arms(job, scorer)
+    values = [*rows.chosen, *rows.rejected, *(value for arm in arms for value in arm.values)]
+    if not all(map(math.isfinite, values)):
+        job.log("some of its scores are no finite numbers, so nothing is measured: it has diverged", "warning")
+        return {}
     found = describe_held_out(rows, _share_longer(preferences.train))
-    arms = _score_arms(job, scorer)
     said = found["accuracy"]
     job.log(
         f"on {said['n']} dev rows it prefers the chosen in {said['value']:.2f} "

@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import math
 from typing import Any
 
 import pytest
+import torch
 from sqlmodel import Session, select
 
 from app.checkpoints.models import Checkpoint
@@ -15,7 +17,7 @@ from app.pairs.models import PairSet
 from app.projects.models import Project
 from app.prompts.demo_corpus import list_prompts
 from app.prompts.models import Prompt, PromptSet
-from app.runs.models import Metric, Run, RunIo, Sampled
+from app.runs.models import LogLine, Metric, Run, RunIo, Sampled
 from app.runs.queue import cancel, claim, finish, launch, resume
 from app.runs.recipe import Recipe
 from app.training.models import Snapshot
@@ -31,8 +33,12 @@ from tests.worker.tiny import preferences, same, weights_in
 from worker.checkpoints import weights_of
 from worker.child import work
 from worker.job import Cancelled, Job
+from worker.llm import RewardScorer
 from worker.loading import load_full, load_reward
 from worker.ppo import train_ppo
+from worker.preferences import preferences_of
+from worker.reward import make_classifier
+from worker.reward_measure import measure_reward
 from worker.saving import is_whole
 
 TINY_BASE = DemoBaseRecipe(
@@ -244,3 +250,24 @@ def test_prompts_that_are_all_too_long_are_an_error(tiny_project: Project, groun
 def test_reference_must_be_the_start() -> None:
     with pytest.raises(ValueError, match="reference must be the starting checkpoint"):
         DpoRecipe(start=1, reference=2, snapshot=1)
+
+
+def test_a_reward_model_without_finite_scores_is_stored_unmeasured(
+    tiny_project: Project, ground: dict[str, int]
+) -> None:
+    recipe = RewardRecipe(**OFFLINE, start=ground["base"], snapshot=ground["snapshot"])
+    with transaction() as session:
+        launch(session, recipe, project_id=tiny_project.id)
+        claimed = claim(session, ["gpu"], "test", None)
+        assert claimed is not None
+        job = (claimed.id, claimed.attempt)
+    with reading() as session:
+        start = weights_of(session, ground["base"])
+    model = make_classifier(start, recipe, seed=1)
+    with torch.no_grad():
+        model.score.weight.fill_(math.nan)
+    opened = Job(*job)
+    assert measure_reward(opened, RewardScorer(start, model=model), preferences_of(opened)) == {}
+    with reading() as session:
+        said = session.exec(select(LogLine.text).where(LogLine.run_id == job[0], LogLine.level == "warning")).all()
+    assert any("it has diverged" in one for one in said)
