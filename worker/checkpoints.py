@@ -1,5 +1,6 @@
 """Between a checkpoint's row and its files: what to load for a row, and the row for what a run has written."""
 
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -84,7 +85,10 @@ def store_trained(
             model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
-    held_out = {name: value for name, value in curves.items() if name.startswith("dev_")}
+    # What is not finite has no number, and Postgres stores no JSON that holds one.
+    held_out = {
+        name: value if math.isfinite(value) else None for name, value in curves.items() if name.startswith("dev_")
+    }
     return store_checkpoint(
         job,
         write,

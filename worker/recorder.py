@@ -56,6 +56,11 @@ def read_signs(told: Told) -> dict[str, float]:
     }
 
 
+def _finite(signs: dict[str, float]) -> dict[str, Any]:
+    """What is not finite as None: JSON has no word for it."""
+    return {name: value if math.isfinite(value) else None for name, value in signs.items()}
+
+
 def told_of(rollout: Rollout, tokenizer: Any, end_ids: Sequence[int]) -> list[Told]:
     """A rollout's completions as texts."""
     kept = [row[mask.bool()].tolist() for row, mask in zip(rollout.tokens, rollout.mask, strict=True)]
@@ -99,7 +104,7 @@ class Recorder:
                 render_prompt(self.tokenizer, prompt.messages),
                 one.text,
                 rewards[place] if rewards else None,
-                signs[place] | ({"messages": name_messages(prompt.messages)} if self.pauser else {}),
+                _finite(signs[place]) | ({"messages": name_messages(prompt.messages)} if self.pauser else {}),
             )
             for place, (prompt, one) in enumerate(zip(self.prompts, told, strict=True))
         ]

@@ -30,15 +30,17 @@ from app.training.recipes import (
     SftRecipe,
 )
 from tests.worker.tiny import preferences, same, weights_in
-from worker.checkpoints import weights_of
+from worker.checkpoints import store_trained, weights_of
 from worker.child import work
 from worker.job import Cancelled, Job
 from worker.llm import RewardScorer
 from worker.loading import load_full, load_reward
 from worker.ppo import train_ppo
 from worker.preferences import preferences_of
+from worker.recorder import Recorder, Told
 from worker.reward import make_classifier
 from worker.reward_measure import measure_reward
+from worker.rl_prompts import RlPrompt
 from worker.saving import is_whole
 
 TINY_BASE = DemoBaseRecipe(
@@ -267,7 +269,16 @@ def test_a_reward_model_without_finite_scores_is_stored_unmeasured(
     with torch.no_grad():
         model.score.weight.fill_(math.nan)
     opened = Job(*job)
-    assert measure_reward(opened, RewardScorer(start, model=model), preferences_of(opened)) == {}
+    scorer = RewardScorer(start, model=model)
+    assert measure_reward(opened, scorer, preferences_of(opened)) == {}
+    key = store_trained(opened, model, scorer.tokenizer, {"dev_loss": math.nan}, role="reward", step=4)
+    recorder = Recorder([RlPrompt([{"role": "user", "content": "?"}], [5])], scorer.tokenizer, opened, None)
+    recorder.scorer = scorer
+    recorder.note(1, [Told("It is.", 3, True)], [math.nan])
     with reading() as session:
+        # a database that checks its JSON takes no NaN
+        assert session.get_one(Checkpoint, key).facts["dev_loss"] is None
+        row = session.exec(select(Sampled).where(Sampled.run_id == job[0])).one()
+        assert (row.reward, row.detail["held_out"], row.detail["length"]) == (None, None, 3)
         said = session.exec(select(LogLine.text).where(LogLine.run_id == job[0], LogLine.level == "warning")).all()
     assert any("it has diverged" in one for one in said)
