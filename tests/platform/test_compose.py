@@ -21,15 +21,21 @@ OURS = ("web", "worker-gpu", "worker-io")
 
 
 def read_compose(**given: str) -> dict[str, Any]:
-    """The file with `${NAME:-default}` and `${NAME:?message}` filled in, as docker compose does."""
+    """The file with `${NAME:-default}` and `${NAME:?message}` filled in after parsing, as docker compose does."""
 
     def fill(match: re.Match[str]) -> str:
         name, kind, rest = match.groups()
         assert name in given or kind == ":-", f"{name}: {rest}"
         return given.get(name, rest)
 
-    text = re.sub(r"\$\{(\w+)(:-|:\?)([^}]*)\}", fill, (ROOT / "docker-compose.yml").read_text())
-    loaded: dict[str, Any] = yaml.safe_load(text)
+    def filled(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {key: filled(value) for key, value in node.items()}
+        if isinstance(node, list):
+            return [filled(value) for value in node]
+        return re.sub(r"\$\{(\w+)(:-|:\?)([^}]*)\}", fill, node) if isinstance(node, str) else node
+
+    loaded: dict[str, Any] = filled(yaml.safe_load((ROOT / "docker-compose.yml").read_text()))
     return loaded
 
 
