@@ -76,7 +76,8 @@ class Seeded:
 
 def seed(n: int, n_graders: int = 8) -> Seeded:
     """Fills an empty migrated database with n judged pairs and a large audit."""
-    n_queue, n_answered, n_over = min(n, LARGEST_QUEUE), min(n, LARGEST_QUEUE) // 20, min(n, LARGEST_QUEUE) // 20
+    n_queue = min(n, LARGEST_QUEUE)
+    n_over, n_answered = n_queue // 20, max(n_queue // 20, min(n_queue // 2, 25 * n_graders))
     with db.transaction() as session:
         seeded = _small_rows(session, n, n_queue, n_answered, n_over, n_graders)
     counts = {"completion": 2 * n, "answer": n_queue, "override": n_over}

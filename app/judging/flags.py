@@ -9,7 +9,7 @@ from sqlmodel import Session, col
 
 from app.pairs.models import Completion, Pair
 
-SCANNED = 2_000  # pairs looked at: a form must open at once
+SCANNED = 1_000  # pairs looked at: a form must open at once
 MANY = 3  # prompts that are answered with the very same text
 SHOWN = 3
 
@@ -31,7 +31,7 @@ class Flags:
 
 
 def flag_candidates(session: Session, pair_set_id: int) -> Flags:
-    """Counts over the first 20,000 pairs of a set. White space alone is empty; identical is by every character."""
+    """Counts over the first SCANNED pairs of a set. White space alone is empty; identical is by every character."""
     a, b = aliased(Completion), aliased(Completion)
     columns: list[Any] = [
         Pair.id, Pair.prompt_id, a.text.label("a"), b.text.label("b"),  # type: ignore[attr-defined]

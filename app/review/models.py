@@ -37,7 +37,9 @@ class Answer(Row, table=True):
     __table_args__ = (
         sa.UniqueConstraint("queue_id", "pair_id", "place"),
         sa.UniqueConstraint("queue_id", "pair_id", "account_id"),
-        sa.Index("ix_answer_queue_open", "queue_id", "first", "place", "position"),
+        # partial: beside an IS NULL within the index, Postgres would sort the whole queue to find the first place
+        sa.Index("ix_answer_queue_open", "queue_id", "place", "position", sqlite_where=sa.text("first IS NULL"),
+                 postgresql_where=sa.text("first IS NULL")),
         sa.Index("ix_answer_person", "queue_id", "account_id", "answered_at", "id"),
         sa.Index("ix_answer_given", "queue_id", "id", "first", sqlite_where=sa.text("first IS NOT NULL"),
                  postgresql_where=sa.text("first IS NOT NULL")),
@@ -79,9 +81,10 @@ class Mark(Row, table=True):
     __table_args__ = (
         sa.UniqueConstraint("queue_id", "completion_id", "place"),
         sa.UniqueConstraint("queue_id", "completion_id", "account_id"),
-        sa.Index("ix_mark_queue_open", "queue_id", "answered_at", "place", "position"),
+        sa.Index("ix_mark_queue_open", "queue_id", "place", "position", sqlite_where=sa.text("answered_at IS NULL"),
+                 postgresql_where=sa.text("answered_at IS NULL")),
         sa.Index("ix_mark_person", "queue_id", "account_id", "answered_at", "id"),
-    )
+    )  # fmt: skip
     queue_id: int = ref("queue.id", index=False)
     completion_id: int = ref("completion.id")
     place: int = 0

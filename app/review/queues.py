@@ -21,7 +21,7 @@ from app.review.models import Answer, Mark, Override, Queue
 from app.review.recipes import AuditRecipe
 from app.runs.models import Run
 
-RECENT = 200  # answers that say how fast a person is
+RECENT = 25  # last answers that say how fast a person is
 
 
 def project_queue(session: Session, member: Member, queue_id: int) -> Queue:

@@ -20,6 +20,13 @@ def upgrade() -> None:
     op.create_index("ix_login_failure_key_sha256_at", "login_failure", ["key_sha256", "at"], unique=False)
     op.create_index("ix_login_failure_at", "login_failure", ["at"], unique=False)
     hold_revisions()
+    for table, answered in (("answer", "first"), ("mark", "answered_at")):
+        is_open = sa.text(f"{answered} IS NULL")
+        op.drop_index(f"ix_{table}_queue_open", table)
+        op.create_index(
+            f"ix_{table}_queue_open", table, ["queue_id", "place", "position"], sqlite_where=is_open,
+            postgresql_where=is_open,
+        )  # fmt: skip
 
 
 def hold_revisions() -> None:
