@@ -74,9 +74,9 @@ def deciding_card(session: Session, judge_id: int, constitution_id: int | None) 
     return next((card for card in cards if card.is_passed is not None), cards[0] if cards else None)
 
 
-def failed_card(session: Session, verdict_set: VerdictSet) -> JudgeCard | None:
-    """The card that keeps a verdict set's labels from training without a reason, if its judge failed one."""
-    card = deciding_card(session, verdict_set.judge_id, verdict_set.constitution_id)
+def failed_card(session: Session, judge_id: int, constitution_id: int | None) -> JudgeCard | None:
+    """The card that keeps what a judge says from training without a reason, if it failed one."""
+    card = deciding_card(session, judge_id, constitution_id)
     return card if card is not None and card.is_passed is False else None
 
 

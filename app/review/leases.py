@@ -56,7 +56,7 @@ def claim(session: Session, kind: type[Place], queue: Queue, account_id: int) ->
     for _ in range(3):
         try:
             with session.begin_nested():
-                taken = session.execute(_take(session, kind, queue, account_id)).scalar()
+                taken = session.execute(claim_statement(session, kind, queue, account_id)).scalar()
         except IntegrityError:
             continue  # another window of the same person took another place of this item at this moment
         if taken is None:
@@ -65,7 +65,7 @@ def claim(session: Session, kind: type[Place], queue: Queue, account_id: int) ->
     raise Conflict("This queue is open in another window of yours: go on there, or try again.")
 
 
-def _take(session: Session, kind: type[Place], queue: Queue, account_id: int) -> Executable:
+def claim_statement(session: Session, kind: type[Place], queue: Queue, account_id: int) -> Executable:
     """The UPDATE that takes the first free place of an item this person has no place of."""
     now = db_now(session)
     free: Any = aliased(kind)

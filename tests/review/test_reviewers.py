@@ -5,11 +5,13 @@ import time
 
 import httpx
 import pytest
+import sqlalchemy as sa
 
 from app.db import get, transaction
 from app.launcher import web_command
 from app.projects.models import Project
-from app.review.models import Queue
+from app.review.leases import claim_statement
+from app.review.models import Answer, Queue
 from app.review.queues import make_queue
 from app.review.recipes import AuditRecipe
 from bench.reviewers import doubles, lost, review
@@ -45,3 +47,19 @@ def test_eight_reviewers_for_some_seconds(project: Project, overlap: int) -> Non
     assert (doubles(done, overlap), lost(done)) == (0, 0)
     with transaction() as session:
         assert get(session, Queue, queue.id).n_answered == len(done.acknowledged)
+
+
+def test_taking_a_place_sorts_no_queue(project: Project) -> None:
+    with transaction() as session:
+        verdicts = make_verdicts(session, project, make_pairs(session, project, 2_000), ["tie"])
+        queue = make_queue(session, AuditRecipe(verdict_set=verdicts.id, n=2_000), project.id,
+                           make_run(session, project, "audit").id)  # fmt: skip
+        session.flush()
+        session.execute(sa.text("ANALYZE"))
+        statement = claim_statement(session, Answer, queue, account_id=1)
+        bind = session.get_bind()
+        explain = "EXPLAIN " if bind.dialect.name == "postgresql" else "EXPLAIN QUERY PLAN "
+        compiled = statement.compile(bind, compile_kwargs={"literal_binds": True})
+        plan = "\n".join(str(tuple(row)) for row in session.connection().exec_driver_sql(explain + str(compiled)))
+    assert "ix_answer_queue_open" in plan
+    assert "Sort" not in plan and "TEMP B-TREE" not in plan, plan
