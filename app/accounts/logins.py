@@ -60,19 +60,24 @@ def make_login(session: Session, account: Account, kind: str, label: str = "") -
 def find_login(session: Session, secret: str, *kinds: str) -> Login | None:
     """The standing login with this secret."""
     login = session.exec(select(Login).where(Login.token_sha256 == hash_secret(secret))).first()
-    if login is None or login.kind not in kinds or login.revoked_at or login.expires_at < now():
-        return None
-    return login
+    return login if login and _stands(login, *kinds) else None
+
+
+def _stands(login: Login, *kinds: str) -> bool:
+    return login.kind in kinds and not login.revoked_at and login.expires_at >= now()
 
 
 def find_account(session: Session, request: Request) -> Account | None:
     """Who sent a request: by bearer token, else by session cookie."""
     bearer = request.headers.get("authorization", "")
-    if bearer.lower().startswith("bearer "):
-        login = find_login(session, bearer[7:].strip(), "token")
-    else:
-        login = find_login(session, request.cookies.get(COOKIE, ""), "session")
-    return session.get(Account, login.account_id) if login else None
+    is_token = bearer.lower().startswith("bearer ")
+    secret, kind = (bearer[7:].strip(), "token") if is_token else (request.cookies.get(COOKIE, ""), "session")
+    found = session.exec(
+        select(Login, Account).where(
+            Login.token_sha256 == hash_secret(secret), col(Account.id) == col(Login.account_id)
+        )
+    ).first()
+    return found[1] if found and _stands(found[0], kind) else None
 
 
 def check_password(session: Session, name: str, password: str) -> Account:

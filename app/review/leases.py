@@ -1,9 +1,9 @@
 """Places in a queue, handed out under a lease: two people never hold the same one, and nobody gets an item twice."""
 
+from functools import cache
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy import Executable
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import aliased
 from sqlmodel import Session, col, select
@@ -53,10 +53,13 @@ def claim(session: Session, kind: type[Place], queue: Queue, account_id: int) ->
         if renewed.rowcount == 1:  # type: ignore[attr-defined]
             session.refresh(held)
             return held
+    statement = claim_statement(kind, session.get_bind().dialect.name)
     for _ in range(3):
         try:
             with session.begin_nested():
-                taken = session.execute(claim_statement(session, kind, queue, account_id)).scalar()
+                moment = db_now(session)
+                given = {"queue": queue.id, "person": account_id, "moment": moment, "until": moment + LEASE_S}
+                taken = session.execute(statement, given).scalar()
         except IntegrityError:
             continue  # another window of the same person took another place of this item at this moment
         if taken is None:
@@ -65,27 +68,33 @@ def claim(session: Session, kind: type[Place], queue: Queue, account_id: int) ->
     raise Conflict("This queue is open in another window of yours: go on there, or try again.")
 
 
-def claim_statement(session: Session, kind: type[Place], queue: Queue, account_id: int) -> Executable:
-    """The UPDATE that takes the first free place of an item this person has no place of."""
-    now = db_now(session)
+@cache
+def claim_statement(kind: Any, dialect: str) -> sa.UpdateBase:
+    """The UPDATE that takes the first free place of an item a person has no place of.
+
+    Its parameters: queue, person, moment and until. Built once: building it took longer than running it.
+    """
+    queue: Any = sa.bindparam("queue")
+    person: Any = sa.bindparam("person")
+    moment: Any = sa.bindparam("moment")
     free: Any = aliased(kind)
     own: Any = aliased(kind)
-    has_one = sa.select(own.id).where(own.queue_id == queue.id, _item(own) == _item(free), own.account_id == account_id)
+    has_one = sa.select(own.id).where(own.queue_id == queue, _item(own) == _item(free), own.account_id == person)
     chosen = (
         sa.select(free.id)
         # asked place by place, in order: as NOT EXISTS, Postgres would join and sort the whole queue to find the first
-        .where(free.queue_id == queue.id, _is_open(free), has_one.scalar_subquery().is_(None))
-        .where(sa.or_(free.account_id.is_(None), free.lease_until < now))
+        .where(free.queue_id == queue, _is_open(free), has_one.scalar_subquery().is_(None))
+        .where(sa.or_(free.account_id.is_(None), free.lease_until < moment))
         .order_by(free.place, free.position)
         .limit(1)
     )
-    if session.get_bind().dialect.name == "postgresql":
+    if dialect == "postgresql":
         chosen = chosen.with_for_update(skip_locked=True, of=free)
     return (
         sa.update(kind)
         .where(col(kind.id) == chosen.scalar_subquery(), _is_open(kind))
-        .where(sa.or_(col(kind.account_id).is_(None), col(kind.lease_until) < now))
-        .values(account_id=account_id, lease_until=now + LEASE_S, note="")  # a comment begun was the other's
+        .where(sa.or_(col(kind.account_id).is_(None), col(kind.lease_until) < moment))
+        .values(account_id=person, lease_until=sa.bindparam("until"), note="")  # a comment begun was the other's
         .returning(col(kind.id))
     )
 

@@ -56,10 +56,12 @@ def test_taking_a_place_sorts_no_queue(project: Project) -> None:
                            make_run(session, project, "audit").id)  # fmt: skip
         session.flush()
         session.execute(sa.text("ANALYZE"))
-        statement = claim_statement(session, Answer, queue, account_id=1)
         bind = session.get_bind()
+        compiled = claim_statement(Answer, bind.dialect.name).compile(bind)
+        given = compiled.construct_params({"queue": queue.id, "person": 1, "moment": 0.0, "until": 1.0})
+        values = tuple(given[name] for name in compiled.positiontup or ()) if compiled.positional else given
         explain = "EXPLAIN " if bind.dialect.name == "postgresql" else "EXPLAIN QUERY PLAN "
-        compiled = statement.compile(bind, compile_kwargs={"literal_binds": True})
-        plan = "\n".join(str(tuple(row)) for row in session.connection().exec_driver_sql(explain + str(compiled)))
+        steps = session.connection().exec_driver_sql(explain + str(compiled), values)
+        plan = "\n".join(str(tuple(row)) for row in steps)
     assert "ix_answer_queue_open" in plan
     assert "Sort" not in plan and "TEMP B-TREE" not in plan, plan
