@@ -10,6 +10,7 @@ A text without tokens is the zero vector.
 """
 
 import json
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -36,9 +37,7 @@ class BiEncoder(nn.Module):
         super().__init__()
         self.config, self.scoring, self.rank = body.config, scoring, rank
         self.config.num_labels, self.config.architectures = 1, ["BiEncoder"]
-        width = self.config.hidden_size
-        self.heads = nn.ModuleDict({name: nn.Linear(width, width, bias=False) for name in TOWERS})
-        self.temperature = nn.Parameter(torch.tensor(TEMPERATURE[0])) if scoring == "cosine" else None
+        self._make_heads(self.config.hidden_size)
         if rank is None:
             self.towers = nn.ModuleDict({TOWERS[0]: body, TOWERS[1]: deepcopy(body)})
         else:
@@ -48,6 +47,10 @@ class BiEncoder(nn.Module):
             self.net.add_adapter(TOWERS[1], lora_config(rank, "FEATURE_EXTRACTION"))
             self.peft_config = self.net.peft_config
             self._tower(TOWERS[0])
+
+    def _make_heads(self, width: int) -> None:
+        self.heads = nn.ModuleDict({name: nn.Linear(width, width, bias=False) for name in TOWERS})
+        self.temperature = nn.Parameter(torch.tensor(TEMPERATURE[0])) if self.scoring == "cosine" else None
 
     def _tower(self, name: str) -> Any:
         if self.rank is None:
@@ -115,9 +118,27 @@ class BiEncoder(nn.Module):
 
     def describe(self) -> str:
         """One line for a page: what the towers are and how they meet."""
-        towers = "two copies of the base" if self.rank is None else f"two adapters of rank {self.rank} on one base"
-        score = "e^τ·cos(u, v), τ learned" if self.temperature is not None else "u·v/√d"
-        return f"bi-encoder: {towers}, mean of the last hidden states, score {score}"
+        return describe(self.scoring, self.rank)
+
+
+class HostedBiEncoder(BiEncoder):
+    """A LoRA bi-encoder whose towers are adapters on a base that other models use too: only its heads are its own."""
+
+    def __init__(self, scoring: str, rank: int, width: int, tower: Callable[[str], Any]) -> None:
+        """`tower` switches the base to a tower's adapter and returns what runs it; `width`: the base's hidden size."""
+        nn.Module.__init__(self)
+        self.scoring, self.rank, self._switch = scoring, rank, tower
+        self._make_heads(width)
+
+    def _tower(self, name: str) -> Any:
+        return self._switch(name)
+
+
+def describe(scoring: str, rank: int | None) -> str:
+    """One line for a page: what the towers are and how they meet."""
+    towers = "two copies of the base" if rank is None else f"two adapters of rank {rank} on one base"
+    score = "e^τ·cos(u, v), τ learned" if scoring == "cosine" else "u·v/√d"
+    return f"bi-encoder: {towers}, mean of the last hidden states, score {score}"
 
 
 def _is_own(name: str) -> bool:
@@ -153,6 +174,40 @@ def load_bi_encoder(weights: Weights, dtype: str = "float32") -> BiEncoder:
         load_file(weights.folder / ("adapter_model.safetensors" if weights.base else "model.safetensors"))
     )
     return model.to(device())
+
+
+def host_towers(reward: Weights, net: Any, use: Callable[[str], Any]) -> HostedBiEncoder:
+    """A LoRA bi-encoder as two adapters, reward_prompt and reward_completion, on a policy that has the same base.
+
+    `net` is the policy's PeftModel; `use` switches it to an adapter and returns its body.
+    """
+    check_whole(reward)
+    check_base(reward, reward.root)
+    facts = json.loads((reward.folder / FACTS).read_text(encoding="utf-8"))
+    for name in TOWERS:
+        net.add_adapter(f"reward_{name}", lora_config(facts["rank"]))
+    base = net.get_base_model()
+    model = HostedBiEncoder(
+        facts["scoring"], facts["rank"], base.config.hidden_size, lambda name: use(f"reward_{name}")
+    )
+    tensors = load_file(reward.folder / "adapter_model.safetensors")
+    model.load_state_dict({name: tensors.pop(name) for name in list(tensors) if "lora_" not in name})
+    adapters = {name: p for name, p in net.named_parameters() if ".reward_" in name}
+    stored = {_hosted_name(name, base.base_model_prefix): tensor for name, tensor in tensors.items()}
+    if stored.keys() != adapters.keys():
+        name = sorted(stored.keys() ^ adapters.keys())[0]
+        raise AppError(f"The bi-encoder at {reward.folder.name} does not fit its base: {name} differs.")
+    with torch.no_grad():
+        for name, parameter in adapters.items():
+            parameter.copy_(stored[name])
+    return model.to(device()).eval().requires_grad_(False)
+
+
+def _hosted_name(name: str, prefix: str) -> str:
+    """A tower's tensor as it is called on a policy, whose body is one level further down and has other adapters."""
+    for tower in TOWERS:
+        name = name.replace(f".{tower}.", f".reward_{tower}.")
+    return name.replace("net.base_model.model.", f"base_model.model.{prefix}.", 1)
 
 
 def read_scores(model: Any, ids: Tensor, mask: Tensor, starts: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from app.errors import AppError
 from app.runs.models import Run
 from app.training.models import Snapshot
 from worker.checkpoints import weights_of
+from worker.importing_adapter import BASE_WEIGHTS, weight_hashes
 from worker.job import Job
 from worker.loading import check_whole, load_full, load_tokenizer
 from worker.saving import MANIFEST, save_folder
@@ -47,7 +48,10 @@ def export_checkpoint(job: Job) -> None:
         (folder / "README.md").write_text(card, encoding="utf-8")
 
     target = settings().folder("exports") / f"run-{job.run_id}"
-    save_folder(target, write, {"exported": row.name, "form": recipe.form})
+    known: dict[str, Any] = {"exported": row.name, "form": recipe.form}
+    if recipe.form != "merged" and weights.base is not None:
+        known[BASE_WEIGHTS] = weight_hashes(weights.root)  # an import sees whether it is put on the same base
+    save_folder(target, write, known)
     job.log(f"written to {target.relative_to(settings().data_path)}")
     job.progress(1, 2, "written")
     if recipe.push_to:
@@ -83,7 +87,10 @@ def write_card(session: Session, row: Checkpoint, recipe: ExportRecipe) -> str:
     base: Checkpoint | None = row
     while base is not None and base.parent_id is not None:
         base = session.get(Checkpoint, base.parent_id)
-    head: dict[str, Any] = {"library_name": "peft" if recipe.form == "adapter" else "transformers", "tags": ["preflab"]}
+    is_bi_encoder = str(row.facts.get("architecture", "")).startswith("bi-encoder")
+    is_adapter = recipe.form != "merged" and row.weights == "adapter"
+    library = "preflab" if is_bi_encoder else "peft" if is_adapter else "transformers"
+    head: dict[str, Any] = {"library_name": library, "tags": ["preflab"]}
     if recipe.licence:
         head["license"] = recipe.licence
     if base is not None and base.source and base.id != row.id:
@@ -92,15 +99,34 @@ def write_card(session: Session, row: Checkpoint, recipe: ExportRecipe) -> str:
     kind = "reward model" if row.role == "reward" else "policy"
     lines += [f"A {kind} made by PrefLab, method `{row.method}`, seed {row.seed}, step {row.step}, "
               f"exported {'merged' if recipe.form == 'merged' else 'as it is'}.", ""]  # fmt: skip
-    if str(row.facts.get("architecture", "")).startswith("bi-encoder"):
-        lines += [f"A {row.facts['architecture']}. transformers has no class for it: `worker/bi_encoder.py` of PrefLab "
-                  "holds its equations and loads it.", ""]  # fmt: skip
+    if is_bi_encoder:
+        lines += _say_bi_encoder(row)
+    if is_adapter:
+        on = get(session, Checkpoint, row.base_id or 0)
+        lines += [f"It is an adapter: it needs its base, “{on.name}”{f' ({on.source})' if on.source else ''}, manifest "
+                  f"sha256 `{on.manifest_sha256}`.", ""]  # fmt: skip
     run = session.get(Run, row.run_id) if row.run_id else None
     if run is not None:
         lines += _how(session, run)
     lines += _scored(session, row)
     lines += ["## Not checked", "", "Nothing here says that the model is safe or true beyond the figures above.", ""]
     return "\n".join(lines)
+
+
+def _say_bi_encoder(row: Checkpoint) -> list[str]:
+    """What it is, by its equation and files, for who has never seen one; and how PrefLab reads it again."""
+    architecture = str(row.facts["architecture"])
+    weights = "adapter_model.safetensors" if row.weights == "adapter" else "model.safetensors"
+    base = " --set base=ID_OF_ITS_BASE" if row.weights == "adapter" else ""
+    return [
+        f"A {architecture}.", "",
+        "One tower reads the prompt, the other the completion with its end token; neither sees the other’s text. With "
+        "h a tower’s last hidden states, u = W_p·mean(h of the prompt) and v = W_c·mean(h of the completion), each mean "
+        "over the text’s own tokens, d the width of u and v; a higher score means preferred.", "",
+        f"`bi_encoder.json` says how the towers meet, `{weights}` holds the trained tensors, beside the tokenizer. "
+        "transformers has no class for it: `worker/bi_encoder.py` of PrefLab has its equations and loads it. Into "
+        f"PrefLab: `preflab import checkpoint FOLDER --set role=reward{base}`.", "",
+    ]  # fmt: skip
 
 
 def _how(session: Session, run: Run) -> list[str]:

@@ -1,11 +1,11 @@
 """Import of a checkpoint: a Hugging Face id or a local directory; safetensors only, never remote code.
 
 What is needed is copied into the data folder and sealed with a manifest, so that what a run reads can be checked and
-does not change under it; weights over a gigabyte are linked instead of copied.
+does not change under it; weights over a gigabyte are linked instead of copied. An adapter, a policy's or a reward
+model's, is imported onto its base (worker/importing_adapter.py).
 """
 
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,16 @@ from app.checkpoints.recipes import ImportCheckpointRecipe
 from app.db import get
 from app.errors import AppError, Invalid
 from app.prompts.files import resolve_path
-from worker.checkpoints import store_checkpoint
+from worker.bi_encoder import FACTS as BI_ENCODER
+from worker.bi_encoder import describe
+from worker.checkpoints import store_checkpoint, weights_of
+from worker.hub_model import BESIDES, INDEX, fetch_model
+from worker.importing_adapter import ADAPTER, ADAPTER_CONFIG, check_adapter, check_bi_encoder, check_own_base
 from worker.job import Job
 from worker.llm import FALLBACK, context_of, render_messages
 from worker.loading import Weights, load_tokenizer
 from worker.saving import MANIFEST
 
-HUB_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
-INDEX = "model.safetensors.index.json"
-BESIDES = {".json", ".jinja", ".model", ".txt", ".tiktoken"}  # files of configuration and tokenizer
 LARGEST_COPY = 2**30
 MOST_BESIDES = 2**28
 EXAMPLE = [{"role": "user", "content": "What is the capital of France?"}]
@@ -34,15 +35,28 @@ def import_checkpoint(job: Job) -> None:
     recipe: ImportCheckpointRecipe = job.recipe
     place = resolve_path(recipe.source)
     is_local = place.is_dir()
-    folder, revision = (place, "") if is_local else _download(job, recipe)
+    folder, revision = (place, "") if is_local else fetch_model(job, recipe.source, recipe.revision)
+    with job.read() as session:
+        base = weights_of(session, recipe.base) if recipe.base is not None else None
     files = list_weights(folder)
-    config = read_config(folder)
-    facts, n_parameters = read_facts(folder, files, config, recipe.role)
+    is_adapter = files[0].name == ADAPTER
+    if is_adapter and base is None:
+        raise _bad(
+            f"{folder.name} holds an adapter only: choose the base it was trained on, or merge it into its base "
+            "(merge_and_unload) and import that."
+        )
+    if not is_adapter and base is not None:
+        raise Invalid(
+            f"{folder.name} holds full weights, which need no base.", {"base": ["leave it empty for full weights"]}
+        )
+    facts, n_parameters = read_facts(folder, files, recipe.role, base)
     checkpoint_id = store_checkpoint(
         job,
         lambda target: _copy(folder, files, target),
-        method="base" if recipe.role == "policy" else "imported",
+        method="base" if recipe.role == "policy" and not is_adapter else "imported",
         role=recipe.role,
+        start=recipe.base,
+        is_adapter=is_adapter,
         n_parameters=n_parameters,
         facts=facts,
     )
@@ -55,36 +69,12 @@ def import_checkpoint(job: Job) -> None:
     job.log(f"{n_parameters:,} parameters, context {facts['context']:,} tokens; prompts by {facts['rendering']}")
 
 
-def _download(job: Job, recipe: ImportCheckpointRecipe) -> tuple[Path, str]:
-    """The snapshot of a Hugging Face repository and its commit. Pickles and code are not fetched."""
-    if not HUB_ID.fullmatch(recipe.source) or recipe.source.startswith("."):
-        raise _bad(f"{recipe.source} is no directory on the server and no Hugging Face id such as owner/name.")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    job.log(f"asking huggingface.co for {recipe.source}")
-    wanted = ["*.safetensors", *(f"*{suffix}" for suffix in sorted(BESIDES)), "*.index.json"]
-    try:
-        found = snapshot_download(
-            recipe.source,
-            revision=recipe.revision or None,
-            allow_patterns=wanted,
-            ignore_patterns=["*/*", "consolidated*"],
-        )
-    except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise _bad(
-            f"{recipe.source} is no directory on the server, and huggingface.co does not give it ({str(error)[:200]}): "
-            "check the id and the network, or give a local directory."
-        ) from error
-    return Path(found), Path(found).name
-
-
 def _bad(message: str) -> Invalid:
     return Invalid(message, {"source": [message]})
 
 
 def list_weights(folder: Path) -> list[Path]:
-    """The weight files a loader would read; raises Invalid without safetensors."""
+    """The weight files a loader would read, or an adapter's; raises Invalid without safetensors."""
     if (folder / INDEX).is_file():
         shards = sorted(set(_read_json(folder / INDEX).get("weight_map", {}).values()))
         files = [folder / Path(str(shard)).name for shard in shards]
@@ -92,10 +82,9 @@ def list_weights(folder: Path) -> list[Path]:
         if missing or not files:
             raise _bad(f"{folder.name} lacks {', '.join(missing[:3]) or 'its weights'}: copy or download it again.")
         return files
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
-    if (folder / "adapter_config.json").is_file():
-        raise _bad(f"{folder.name} holds an adapter only: merge it into its base (merge_and_unload) and import that.")
+    for name in ("model.safetensors", ADAPTER):
+        if (folder / name).is_file():
+            return [folder / name]
     pickles = sorted(p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt"})
     if pickles:
         raise _bad(
@@ -147,28 +136,23 @@ def count_parameters(files: list[Path]) -> tuple[int, dict[str, list[int]]]:
     return total, shapes
 
 
-def read_facts(folder: Path, files: list[Path], config: dict[str, Any], role: str) -> tuple[dict[str, Any], int]:
-    """What a checkpoint says of itself, and its parameters; raises Invalid when it does not fit its role."""
+def read_facts(
+    folder: Path, files: list[Path], role: str, base: Weights | None = None
+) -> tuple[dict[str, Any], int]:  # fmt: skip
+    """What a checkpoint says of itself, and its parameters; raises Invalid when it does not fit its role or base."""
     n_parameters, shapes = count_parameters(files)
-    architecture = str((config.get("architectures") or ["unknown"])[0])
-    wanted = "ForCausalLM" if role == "policy" else "ForSequenceClassification"
-    if not architecture.endswith(wanted):
-        raise _bad(
-            f"{folder.name} is a {architecture}; a {role} model is a …{wanted}: choose the other role or another model."
-        )
-    head = shapes.get("score.weight")
-    if role == "reward" and head is not None and head[0] != 1:
-        raise _bad(f"{folder.name} gives {head[0]} scores; a reward model gives one.")
+    config = read_config(folder if base is None else base.root.folder)
+    weights = Weights(str(folder), base=base)
     try:
         from transformers import AutoConfig
 
-        weights = Weights(str(folder))
         tokenizer = load_tokenizer(weights)
-        loaded = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        loaded = AutoConfig.from_pretrained(weights.root.place, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise _bad(
             f"transformers cannot read the configuration or tokenizer of {folder.name}: {str(error)[:300]}"
         ) from error
+    architecture = _check_kind(folder, shapes, config, loaded, role, base)
     try:
         example = render_messages(tokenizer, EXAMPLE)
     except AppError as error:
@@ -186,6 +170,30 @@ def read_facts(folder: Path, files: list[Path], config: dict[str, Any], role: st
     }, n_parameters
 
 
+def _check_kind(
+    folder: Path, shapes: dict[str, list[int]], config: dict[str, Any], loaded: Any, role: str, base: Weights | None
+) -> str:  # fmt: skip
+    """One line on what it is; raises Invalid where that is none of this role."""
+    if base is not None:
+        check_own_base(folder, base)
+    if (folder / BI_ENCODER).is_file():
+        if role != "reward":
+            raise _bad(f"{folder.name} is a bi-encoder, which scores texts and writes none: choose the role reward.")
+        return describe(*check_bi_encoder(folder, shapes, loaded, is_adapter=base is not None))
+    if base is not None:
+        return check_adapter(folder, shapes, loaded, role)
+    architecture = str((config.get("architectures") or ["unknown"])[0])
+    wanted = "ForCausalLM" if role == "policy" else "ForSequenceClassification"
+    if not architecture.endswith(wanted):
+        raise _bad(
+            f"{folder.name} is a {architecture}; a {role} model is a …{wanted}: choose the other role or another model."
+        )
+    head = shapes.get("score.weight")
+    if role == "reward" and head is not None and head[0] != 1:
+        raise _bad(f"{folder.name} gives {head[0]} scores; a reward model gives one.")
+    return architecture
+
+
 def _copy(folder: Path, files: list[Path], target: Path) -> None:
     """Weights, configuration and tokenizer; nothing else of the folder (no code, no pickles)."""
     is_copied = sum(file.stat().st_size for file in files) <= LARGEST_COPY
@@ -194,9 +202,10 @@ def _copy(folder: Path, files: list[Path], target: Path) -> None:
             shutil.copyfile(file, target / file.name)
         else:
             (target / file.name).symlink_to(file.resolve())
+    is_adapter = files[0].name == ADAPTER
     for file in folder.iterdir():
-        is_known = (
-            file.suffix in BESIDES and file.name != MANIFEST and not file.name.startswith(("adapter_", "pytorch_"))
-        )
+        is_known = file.suffix in BESIDES and file.name != MANIFEST and not file.name.startswith("pytorch_")
+        if file.name.startswith("adapter_") and not (is_adapter and file.name == ADAPTER_CONFIG):
+            is_known = False
         if file.is_file() and is_known and file.stat().st_size <= MOST_BESIDES:
             shutil.copyfile(file, target / file.name)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from app.errors import AppError
-from worker.bi_encoder import is_bi_encoder, read_scores
+from worker.bi_encoder import HostedBiEncoder, host_towers, is_bi_encoder, read_scores
 from worker.loading import (
     Weights,
     check_base,
@@ -146,8 +146,8 @@ def _own_scores(model: Any, ids: Tensor, mask: Tensor, n: int) -> Tensor:
 class LoraModels:
     """One frozen base; policy, value, reward (and a starting adapter as reference) are adapters on it.
 
-    Without a starting adapter the reference is the base with its adapters off. A reward model with full weights
-    stays a separate copy, and so does a bi-encoder.
+    Without a starting adapter the reference is the base with its adapters off. A bi-encoder's towers are an adapter
+    each. A reward model with full weights, or on another base, stays a separate copy.
     """
 
     def __init__(self, start: Weights, reward: Weights | None, rank: int, dtype: str = "float32") -> None:
@@ -159,15 +159,18 @@ class LoraModels:
             self.net.load_adapter(start.place, adapter_name="reference", is_trainable=False)
         # In float32 as the adapters are: steps of a small learning rate are lost in bfloat16.
         self.value_head = _head(self.net.config.hidden_size, torch.float32)
-        self.reward: Any = None
+        self.body = self.net.get_base_model().base_model
+        self.reward: Any = None  # a separate copy
+        self.towers: HostedBiEncoder | None = None
         self.has_reward = reward is not None
         if reward is None:
             pass
-        elif reward.base is not None and reward.base == start.root and not is_bi_encoder(reward):
-            self._add_reward(reward)
-        else:
+        elif reward.base is None or reward.base != start.root:
             self.reward = load_reward(reward, dtype).eval().requires_grad_(False)
-        self.body = self.net.get_base_model().base_model
+        elif is_bi_encoder(reward):
+            self.towers = host_towers(reward, self.net, self._body_with)
+        else:
+            self._add_reward(reward)
         self.head = Head(self.net.get_base_model())
         self.pad_id = int(load_tokenizer(start).pad_token_id)
         if self.net.dtype != torch.float32:
@@ -204,6 +207,10 @@ class LoraModels:
         for parameter_name, parameter in self.net.named_parameters():
             parameter.requires_grad_(".policy." in parameter_name or ".value." in parameter_name)
 
+    def _body_with(self, name: str) -> Any:
+        self._use(name)
+        return self.body
+
     def use_policy(self) -> None:
         self._use("policy")
 
@@ -231,8 +238,9 @@ class LoraModels:
     def scores(self, ids: Tensor, mask: Tensor, n: int) -> Tensor:
         if not self.has_reward:
             return torch.zeros(len(ids), device=ids.device)
-        if self.reward is not None:
-            return _own_scores(self.reward, ids, mask, n)
+        own = self.reward or self.towers
+        if own is not None:
+            return _own_scores(own, ids, mask, n)
         self._use("reward")
         per_token = (_hidden(self.body, ids, mask).float() @ self.score.T).squeeze(-1)
         return _at_last_token(per_token, ids, self.pad_id)

@@ -7,6 +7,7 @@ from pathlib import Path
 from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
 
+from app.checkpoints.models import Checkpoint
 from app.config import settings
 from app.db import Db, get
 from app.errors import NotFound
@@ -39,13 +40,27 @@ def tar_pieces(folder: Path, name: str) -> Iterator[bytes]:
     yield b"\0" * (2 * tarfile.BLOCKSIZE)
 
 
+def say_loading(run: Run, row: Checkpoint, names: set[str]) -> str:
+    """How to load what was exported, in the words of the library that knows it."""
+    folder = f"preflab-export-{run.id}"
+    is_adapter = "adapter_model.safetensors" in names
+    if "bi_encoder.json" in names:
+        base = " --set base=ID_OF_ITS_BASE" if is_adapter else ""
+        return f"preflab import checkpoint {folder} --set role=reward{base}"
+    if is_adapter:
+        return f'# an adapter needs its base; the model card names it\nPeftModel.from_pretrained(base, "{folder}")'
+    kind = "SequenceClassification" if row.role == "reward" else "CausalLM"
+    return f'AutoModelFor{kind}.from_pretrained("{folder}")'
+
+
 @router.get("/p/{project}/runs/{run_id}/panel/export")
 def show_export_panel(request: Request, member: Viewer, session: Db, run_id: int) -> Response:
     """What was exported, where it lies, and how to load it."""
     run, folder = project_export(session, member, run_id)
     files = [(path.name, path.stat().st_size) for path in sorted(folder.iterdir())] if folder.is_dir() else []
     place = f"exports/run-{run_id}"
-    return html(request, "checkpoints/_export.html", run=run, files=files, place=place)
+    loading = say_loading(run, get(session, Checkpoint, int(run.recipe["checkpoint"])), {name for name, _ in files})
+    return html(request, "checkpoints/_export.html", run=run, files=files, place=place, loading=loading)
 
 
 @router.get("/p/{project}/runs/{run_id}/export.tar")

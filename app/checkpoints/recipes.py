@@ -21,6 +21,17 @@ class ImportCheckpointRecipe(Recipe):
     source: str = Field(..., min_length=1, max_length=500, title="Hugging Face id or directory on the server")
     revision: str = Field("", max_length=80, title="Revision", description="For a Hugging Face id; empty means main.")
     role: Literal["policy", "reward"] = Field("policy", title="Role")
+    base: int | None = points_to(
+        "checkpoint", title="Base of an adapter", default=None, where={"role": "policy"},
+        description="For LoRA weights: the full checkpoint they were trained on. Empty for full weights.",
+    )  # fmt: skip
+
+    def check(self, session: Session, project_id: int) -> None:
+        """Raises Invalid for a base that is itself an adapter."""
+        row = session.get(Checkpoint, self.base) if self.base is not None else None
+        if row is not None and row.weights != "full":
+            message = f"“{row.name}” is an adapter itself: choose the full weights under it."
+            raise Invalid(message, {"base": [message]})
 
 
 class NewEndpointRecipe(Recipe):

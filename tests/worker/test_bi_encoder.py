@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 import torch
 
+from app.training.forecast import count_adapter
 from app.training.recipes import RewardRecipe
+from bench.held import bytes_of
 from tests.worker.test_trl import OFFLINE, save_trained
 from tests.worker.tiny import STRICT, Silent, preferences, same, write_tiny
 from worker.bi_encoder import make_bi_encoder, read_scores
 from worker.grpo import model_reward
 from worker.llm import RewardScorer, encode_parts
 from worker.loading import Weights, load_full, load_reward, load_tokenizer, render_prompt
-from worker.ppo_models import load_ppo_models
+from worker.ppo_models import LoraModels, load_ppo_models
 from worker.reward import fit_reward
 from worker.reward_trainer import SureCollator, bradley_terry_loss, in_parts
 from worker.rollout import pad_left
@@ -101,3 +103,33 @@ def test_it_prefers_the_chosen_and_every_reader_gives_its_score(
     for (head, tail), score in zip(parts, (strict, plain), strict=True):
         ids = torch.tensor([head + tail])
         assert float(models.scores(ids, torch.ones_like(ids), len(tail))) == pytest.approx(score, abs=1e-4)
+
+
+@pytest.mark.parametrize("scoring", ["dot", "cosine"])
+def test_towers_are_adapters_on_the_policys_one_base(base: Weights, tmp_path: Path, scoring: str) -> None:
+    model = make_bi_encoder(base, scoring, 4, "float32", seed=3).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:  # as if both towers were trained, each its own way
+                parameter.normal_(0, 0.1, generator=torch.Generator().manual_seed(len(name)))
+    saved = save_trained(model, load_tokenizer(base), tmp_path / "out", base)
+    models = LoraModels(base, saved, rank=2)
+    assert models.reward is None and models.towers is not None
+    held = bytes_of(one for m in (models.net, models.value_head, models.towers) for one in m.parameters())
+    inner = load_full(base)
+    config = inner.config.to_dict()
+    width = config["hidden_size"]
+    adapters = 2 * count_adapter(config, 2) + 2 * count_adapter(config, 4)  # policy and value; the two towers
+    heads = 2 * width * width + (scoring == "cosine") + width + 1  # the towers' and the value model's
+    assert held == bytes_of(inner.parameters()) + 4 * (adapters + heads)
+    ids = torch.randint(5, 200, (4, 12), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+    apart, starts = load_reward(saved), torch.full((4,), 12 - 5)
+    with torch.no_grad():
+        wanted = read_scores(apart.eval(), ids, mask, starts)
+    before = models.policy_log_probs(ids, mask, ids[:, -5:], 1.0)[0]
+    assert torch.allclose(models.scores(ids, mask, 5), wanted, atol=1e-6) and wanted.std() > 1e-3
+    assert torch.equal(models.policy_log_probs(ids, mask, ids[:, -5:], 1.0)[0], before)
+    trained = {name for name, p in models.net.named_parameters() if p.requires_grad}
+    assert trained and all(".policy." in name or ".value." in name for name in trained)

@@ -18,6 +18,7 @@ from app.runs.models import LogLine, Run
 from app.runs.queue import launch
 from tests.worker.test_training_runs import OFFLINE, TINY_BASE, ground, made, run
 from worker.checkpoints import weights_of
+from worker.llm import RewardScorer
 from worker.loading import load_full
 from worker.saving import is_whole
 
@@ -104,3 +105,37 @@ def test_a_push_that_fails_keeps_the_folder_and_says_what_to_do(
     with reading() as session:
         said = [line.text for line in session.query(LogLine).filter(LogLine.run_id == found.id)]  # type: ignore[arg-type]
     assert any("written to exports" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "is_lora"), [("bi_encoder", False), ("bi_encoder", True), ("classifier", True)]
+)
+def test_a_reward_model_comes_back_with_the_same_scores(
+    tiny_project: Project, ground: dict[str, int], client: TestClient, tmp_path: Path, architecture: str, is_lora: bool
+) -> None:
+    given = {"start": ground["base"], "snapshot": ground["snapshot"], "is_lora": is_lora, "lora_rank": 4, **OFFLINE}
+    reward = made(run(tiny_project, read_recipe({"kind": "reward", "architecture": architecture, **given})))
+    folder = unpack(
+        client, tiny_project, export(tiny_project, checkpoint=reward.id, form="as_it_is", name="out"), tmp_path
+    )
+    card = (folder / "README.md").read_text()
+    assert ("bi-encoder: two" in card and "u = W_p·mean(h of the prompt)" in card) == (architecture == "bi_encoder")
+    assert ("It is an adapter: it needs its base, “tiny”" in card) == is_lora
+    wanted: dict[str, Any] = {"kind": "import_checkpoint", "source": str(folder), "role": "reward"}
+    if is_lora:
+        alone = run(tiny_project, read_recipe(wanted))
+        assert alone.status == "failed" and "choose the base it was trained on" in str(alone.error)
+        wanted["base"] = ground["base"]
+    again = made(run(tiny_project, read_recipe(wanted)))
+    assert (again.role, again.weights, again.method) == ("reward", reward.weights, "imported")
+    assert again.base_id == (ground["base"] if is_lora else None)
+    assert again.facts["architecture"].startswith("bi-encoder: two" if architecture == "bi_encoder" else "LoRA adapter")
+    texts = ["Paris.", "Answer: Paris — Confidence: high — Reasoning: it is so."]
+    asked = [[{"role": "user", "content": "What is the capital of France?"}]] * 2
+    with reading() as session:
+        ours, theirs = (RewardScorer(weights_of(session, one.id)).score(asked, texts) for one in (reward, again))
+    assert theirs == pytest.approx(ours, abs=1e-6) and abs(ours[0] - ours[1]) > 1e-5
+    other = made(run(tiny_project, TINY_BASE.model_copy(update={"seed": 9, "name": "other"})))
+    strange = run(tiny_project, read_recipe({**wanted, "base": other.id}))
+    assert strange.status == "failed"
+    assert ("was trained on other weights" if is_lora else "need no base") in str(strange.error)

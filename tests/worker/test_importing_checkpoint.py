@@ -3,8 +3,10 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from app.checkpoints.models import Checkpoint
 from app.config import settings
@@ -14,8 +16,10 @@ from app.runs.models import Run
 from tests.benchmarks.rows import fresh_project
 from tests.prompts.rows import do, made
 from tests.worker.tiny import tiny_model, write_tiny
+from worker.bi_encoder import make_bi_encoder
 from worker.checkpoints import weights_of
 from worker.llm import FALLBACK, LocalModel
+from worker.loading import load_lora, load_tokenizer
 from worker.saving import is_whole, write_model
 
 
@@ -108,3 +112,50 @@ def test_what_is_neither_a_directory_nor_an_id(demo: Project, monkeypatch: pytes
     assert "no directory on the server and no Hugging Face id" in str(run.error)
     run = do(demo.id, "import_checkpoint", source=str(Path(__file__).parent), role="policy")
     assert "no model.safetensors" in str(run.error)
+
+
+SPOILED = [
+    ("a tensor is missing", "heads.prompt.weight is missing"), ("another width", "heads.prompt.weight is [3, 3] there"),
+    ("another scoring", "says scoring 'dice'"), ("adapters", "says rank 4, which its weights are not"),
+    ("policy", "is a bi-encoder, which scores texts"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("case", "reason"), SPOILED)
+def test_a_bi_encoder_that_cannot_be_one_is_refused(demo: Project, tmp_path: Path, case: str, reason: str) -> None:
+    base = write_tiny(tmp_path / "tiny")
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    make_bi_encoder(base, "dot", None, "float32", 1).save_pretrained(folder)
+    load_tokenizer(base).save_pretrained(folder)
+    tensors = load_file(folder / "model.safetensors")
+    if case == "a tensor is missing":
+        del tensors["heads.prompt.weight"]
+    elif case == "another width":
+        tensors["heads.prompt.weight"] = tensors["heads.prompt.weight"][:3, :3].contiguous()
+    save_file(tensors, folder / "model.safetensors")
+    if case in ("another scoring", "adapters"):
+        said = {"scoring": "dice", "rank": None} if case == "another scoring" else {"scoring": "dot", "rank": 4}
+        (folder / "bi_encoder.json").write_text(json.dumps(said))
+    run = do(demo.id, "import_checkpoint", source=str(folder), role="policy" if case == "policy" else "reward")
+    assert run.status == "failed"
+    assert reason in str(run.error) and "Traceback" not in str(run.error)
+
+
+@pytest.mark.parametrize(
+    "change", [{"peft_type": "IA3"}, {"megatron_config": {"a": 1}}, {"task_type": "SEQ_CLS"}, {"r": 3}]
+)
+def test_an_adapter_of_another_kind_is_refused(demo: Project, tmp_path: Path, change: dict[str, Any]) -> None:
+    base = write_tiny(tmp_path / "tiny")
+    key = made(do(demo.id, "import_checkpoint", source=base.place), "checkpoint")
+    folder = tmp_path / "mine"
+    load_lora(base, 2).save_pretrained(folder)
+    fine = do(demo.id, "import_checkpoint", source=str(folder), base=key)
+    assert fine.status == "done", fine.error
+    row = stored(fine)
+    assert (row.weights, row.base_id, row.facts["architecture"]) == ("adapter", key, "LoRA adapter of rank 2")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, **change}))
+    run = do(demo.id, "import_checkpoint", source=str(folder), base=key)
+    assert run.status == "failed" and "Traceback" not in str(run.error)
+    assert any(said in str(run.error) for said in ("no plain LoRA", "is an adapter for SEQ_CLS", "does not fit"))
