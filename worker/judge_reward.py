@@ -21,6 +21,7 @@ from app.judging.judges import endpoint_of, freeze_judge
 from app.judging.material import read_guide, read_guides
 from app.judging.models import Judge
 from app.judging.ratings import HIGHEST, LOWEST, SCALE, RatedText, RatingAsk, Score, read_scores, render_local, sum_up
+from app.runs.models import Run
 from worker.checkpoints import weights_of
 from worker.job import Job
 from worker.ledger import Known, Unit, add_cost, ask_all_of
@@ -39,6 +40,8 @@ class JudgeReward:
         self.n = self.n_unread = 0
         constitution = int(job.recipe.constitution)
         with job.write() as session:
+            if not get(session, Run, job.run_id).done:  # it may have failed its card since the launch
+                job.recipe.check_waiver(session)
             judge = get(session, Judge, job.recipe.judge)
             freeze_judge(session, judge)
             freeze(session, constitution)

@@ -11,7 +11,7 @@ from app.checkpoints.models import Arm, Checkpoint
 from app.db import get
 from app.experiments.models import Experiment, Step
 from app.runs.models import Run, RunIo
-from app.training.budgets import is_only_read
+from app.training.budgets import Budget, is_only_read, read_budgets
 from app.training.recipes import LONGEST_LINE
 
 SHARED = 0  # the seed of steps that all seeds share
@@ -54,11 +54,16 @@ class ReportArm:
     start: str
     reference: str
     own_cost: Mapping[str, float]
-    whole_cost: Mapping[str, float]  # with everything it was made from
+    budget: Budget | None  # with everything it was made from; None where no run made it
     data: str  # what it was trained on, in numbers
     settings: Mapping[str, Any] = field(default_factory=dict)
     in_context: Arm | None = None  # nothing was trained: the checkpoint with what this arm puts before each prompt
     root: int = 0  # the checkpoint that its line began with
+
+    @property
+    def whole_cost(self) -> Mapping[str, float]:
+        """What it and everything it was made from has cost."""
+        return self.budget.total if self.budget else {}
 
     @property
     def scored(self) -> tuple[str, int]:
@@ -116,18 +121,10 @@ def lineage(material: Material, run_id: int) -> set[int]:
     return seen
 
 
-def sum_costs(runs: list[Run]) -> dict[str, float]:
-    """Budgets of several runs together."""
-    total: dict[str, float] = {}
-    for run in runs:
-        for name, value in run.cost.items():
-            total[name] = total.get(name, 0) + value
-    return total
-
-
 def read_arms(session: Session, material: Material) -> list[ReportArm]:
     """Every arm that has its checkpoint, in the file's order."""
     names = _names(material)
+    budgets = read_budgets(session, {run.id for step in material.steps if step.arm and (run := material.run_of(step))})
     arms = []
     for step in material.steps:
         in_context = _in_context(session, material, step) if step.arm else None
@@ -137,14 +134,13 @@ def read_arms(session: Session, material: Material) -> list[ReportArm]:
             continue
         run = material.run_of(step)
         recipe = run.recipe if run else {}
-        before = [material.runs[one] for one in lineage(material, run.id)] if run else []
         arms.append(
             ReportArm(
                 name=step.arm, method=_method(step, checkpoint, in_context), seed=step.seed,
                 checkpoint=checkpoint, step=step, run=run,
                 start=names.get(recipe.get("start") or recipe.get("checkpoint"), ""),
                 reference=names.get(recipe.get("reference"), ""), own_cost=run.cost if run else {},
-                whole_cost=sum_costs(before), data=_data(session, material, step),
+                budget=budgets[run.id] if run else None, data=_data(session, material, step),
                 settings=_settings(recipe), in_context=in_context, root=_root(session, checkpoint),
             )
         )  # fmt: skip
@@ -215,7 +211,7 @@ def _data(session: Session, material: Material, step: Step) -> str:
 
 
 LEFT_OUT = {
-    *("kind", "name", "seed", "start", "reference", "snapshot", "prompt_set", "reward", "arm", "judge"),
+    *("kind", "name", "seed", "start", "reference", "snapshot", "prompt_set", "reward", "arm", "judge", "waiver"),
     *("checkpoint", "endpoint", "constitution", "revision_set"),
     *("save_every", "sample_every", "eval_every", "dtype", "role"),
 }

@@ -1,13 +1,11 @@
 """What each arm's result has cost, and what several arms share."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-from sqlmodel import Session
 
 from app.report.arms import ReportArm
 from app.runs.models import Run
-from app.training.budgets import Budget, amounts_of, compare_labels, read_budgets
+from app.training.budgets import Budget, compare_labels
 from app.training.pages import METHODS
 
 
@@ -34,13 +32,11 @@ class Budgets:
     lines: list[ArmBudget]
     shared: list[SharedRun]
     label_note: str
-    device_seconds: float  # of all steps of the experiment
 
 
-def read_arm_budgets(session: Session, arms: Sequence[ReportArm], steps: Iterable[Run] = ()) -> Budgets:
-    """Budgets of every arm that a run made; `steps`: the runs of the experiment."""
-    found = read_budgets(session, {arm.run.id for arm in arms if arm.run})
-    lines = [ArmBudget(arm, found[arm.run.id]) for arm in arms if arm.run]
+def read_arm_budgets(arms: Sequence[ReportArm]) -> Budgets:
+    """Budgets of every arm that a run made, and what they share."""
+    lines = [ArmBudget(arm, arm.budget) for arm in arms if arm.budget]
     rows: dict[int, Run] = {}
     users: dict[int, list[str]] = {}
     for line in lines:
@@ -53,4 +49,4 @@ def read_arm_budgets(session: Session, arms: Sequence[ReportArm], steps: Iterabl
     for line in lines:
         if line.arm.run and line.arm.run.kind in METHODS:
             labels[line.arm.name] = max(labels.get(line.arm.name, 0), line.budget.labels)
-    return Budgets(lines, shared, compare_labels(labels), sum(amounts_of(run)["device_seconds"] for run in steps))
+    return Budgets(lines, shared, compare_labels(labels))

@@ -89,14 +89,20 @@ def _judges(session: Session, material: Material) -> list[str]:
 def _cards(session: Session, material: Material) -> list[str]:
     """What Judge Cards found about those whose labels or scores were trained on, and why a failed one's labels were."""
     said = []
-    for key, constitution in rewarding_judges(material):
+    for (key, constitution), reasons in rewarding_judges(material).items():
         judge = get(session, Judge, key)
         card = deciding_card(session, judge.id, constitution)
         if card is None:
             said.append(f"No Judge Card was made for “{judge.name}”: its scores rewarded training unprobed.")
+        elif card.is_passed is None:
+            said.append(
+                f"The Judge Card of “{judge.name}” leaves undecided: {'; '.join(lines_that(card, 'undecided'))}."
+            )
         elif card.is_passed is False:
+            given = "; ".join(f"“{one}”" for one in reasons)
+            why = f"reason given: {given}" if reasons else "no reason was asked for at its launch"
             broken = "; ".join(lines_that(card, "failed"))
-            said.append(f"“{judge.name}” failed its Judge Card ({broken}) and its scores rewarded training.")
+            said.append(f"“{judge.name}” failed its Judge Card ({broken}) and its scores rewarded training; {why}.")
     for snapshot in training_snapshots(session, material):
         verdicts = get(session, VerdictSet, snapshot.verdict_set_id)
         judge = get(session, Judge, verdicts.judge_id)

@@ -7,7 +7,7 @@ from sqlmodel import Session, col, select
 from app.checkpoints.models import Checkpoint
 from app.experiments.models import Experiment
 from app.judging.models import Judge
-from app.report.arms import Material, ReportArm, read_arms, read_material, sum_costs
+from app.report.arms import Material, ReportArm, read_arms, read_material
 from app.report.budgets import Budgets, read_arm_budgets
 from app.report.examples import Example, Rewards, read_examples, read_rewards
 from app.report.frontier import Fronts, read_fronts
@@ -28,6 +28,7 @@ from app.report.rounds import ArmRounds, read_arm_rounds
 from app.report.signals import training_judges
 from app.report.teachers import TeacherLine, lacks_teacher, read_teacher_lines
 from app.runs.models import Run, Worker
+from app.training.budgets import cost_of
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,7 @@ def read_report(session: Session, experiment: Experiment) -> Report:
         rewards=read_rewards(session, material, results, arms), examples=examples, examples_from=examples_from,
         gradings=gradings, audits=audits, reward_lines=read_reward_lines(session, material),
         people_lines=read_people_lines(session, material),
-        budget=sum_costs(list({run.id: run for run in own}.values())),
-        budgets=read_arm_budgets(session, arms, {run.id: run for run in own}.values()),
+        budget=cost_of(session, own), budgets=read_arm_budgets(arms),
         fronts=read_fronts(session, experiment, arms),
         versions=_versions(own), devices=_devices(session, own),
         limits=[*lacks_teacher(teachers), *find_limits(session, material, arms, results, gradings, audits)],

@@ -114,7 +114,9 @@ def _unnamed(session: Session, material: Material, checkpoint_id: int) -> Report
         if material.made(step, "checkpoint") == checkpoint_id:
             row = get(session, Checkpoint, checkpoint_id)
             run = material.run_of(step)
-            return ReportArm(step.name, row.method, step.seed, row, step, run, "", "", run.cost if run else {}, {}, "")
+            return ReportArm(
+                step.name, row.method, step.seed, row, step, run, "", "", run.cost if run else {}, None, ""
+            )
     return None
 
 

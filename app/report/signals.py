@@ -22,13 +22,15 @@ def training_judges(session: Session, material: Material) -> list[Judge]:
     return list(session.exec(asked.order_by(col(Judge.id))))
 
 
-def rewarding_judges(material: Material) -> list[tuple[int, int]]:
-    """(judge, constitution) of every run whose rollouts a judge scored."""
-    recipes = [run.recipe for step in material.steps if (run := material.run_of(step)) and run.kind in ONLINE]
-    return list(dict.fromkeys(
-        (int(one["judge"]), int(one["constitution"])) for one in recipes
-        if one.get("judge") is not None and one.get("judge_weight", 1.0)
-    ))  # fmt: skip
+def rewarding_judges(material: Material) -> dict[tuple[int, int], list[str]]:
+    """(judge, constitution) of every run whose rollouts a judge scored → the reasons given for one that failed."""
+    found: dict[tuple[int, int], list[str]] = {}
+    for run in filter(None, map(material.run_of, material.steps)):
+        recipe = run.recipe
+        if run.kind in ONLINE and recipe.get("judge") is not None and recipe.get("judge_weight", 1.0):
+            reasons = found.setdefault((int(recipe["judge"]), int(recipe["constitution"])), [])
+            reasons += [one for one in [recipe.get("waiver", "").strip()] if one and one not in reasons]
+    return found
 
 
 def training_snapshots(session: Session, material: Material) -> list[Snapshot]:

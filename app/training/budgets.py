@@ -1,7 +1,7 @@
 """What an arm has cost: its own training and every run it grew from, summed over lineage, each run once."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
@@ -28,6 +28,7 @@ class Spent:
     run: Run
     amounts: Mapping[str, float]
     shared_with: int = 0  # other arms that grew from it too
+    labels: Mapping[int, int] = field(default_factory=dict)  # verdict set → preferences of it that the run could read
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,11 @@ class Budget:
     """Everything behind an arm, oldest first; its own training is the last."""
 
     spent: list[Spent]
-    labels: int  # preferences that could be trained on: of every snapshot behind the arm, each counted once
+
+    @property
+    def labels(self) -> int:
+        """Preferences that could be trained on, each counted once."""
+        return count_labels(one.labels for one in self.spent)
 
     @property
     def total(self) -> dict[str, float]:
@@ -56,7 +61,8 @@ class Budget:
     @property
     def shared(self) -> dict[str, float]:
         """The part that other arms grew from too."""
-        return add_up(one.amounts for one in self.spent if one.shared_with)
+        several = [one for one in self.spent if one.shared_with]
+        return {**add_up(one.amounts for one in several), "labels": count_labels(one.labels for one in several)}
 
 
 def amounts_of(run: Run) -> dict[str, float]:
@@ -64,6 +70,23 @@ def amounts_of(run: Run) -> dict[str, float]:
     found = {name: float(run.cost.get(name, 0)) for name in MEASURES}
     found["device_seconds"] = float(run.cost.get("wall_seconds", 0)) if run.queue == "gpu" else 0.0
     return found
+
+
+def count_labels(labels: Iterable[Mapping[int, int]]) -> int:
+    """Preferences of several runs, those of one verdict set once: of its snapshots, frozen again as labels changed, the
+    largest."""
+    found: dict[int, int] = {}
+    for one in labels:
+        for verdict_set, n in one.items():
+            found[verdict_set] = max(n, found.get(verdict_set, 0))
+    return sum(found.values())
+
+
+def cost_of(session: Session, runs: Iterable[Run]) -> dict[str, float]:
+    """What these very runs have cost together, without what they grew from; labels counted once."""
+    rows = {run.id: run for run in runs}
+    labels = _labels(session, set(rows))
+    return {**add_up(map(amounts_of, rows.values())), "labels": count_labels(labels.values())}
 
 
 def add_up(amounts: Iterable[Mapping[str, float]]) -> dict[str, float]:
@@ -143,25 +166,26 @@ def read_budgets(session: Session, runs: Iterable[int], others: Iterable[int] = 
     for start, many in behind.items():
         before = sorted(many - {start})
         spent = [
-            Spent(rows[one], amounts_of(rows[one]), sum(one in many for key, many in lineages.items() if key != start))
+            Spent(rows[one], amounts_of(rows[one]),
+                  sum(one in many for key, many in lineages.items() if key != start), labels.get(one, {}))
             for one in [*before, start]
             if one in rows
-        ]
-        snapshots = {key: n for one in many for key, n in labels.get(one, {}).items()}
-        budgets[start] = Budget(spent, sum(snapshots.values()))
+        ]  # fmt: skip
+        budgets[start] = Budget(spent)
     return budgets
 
 
 def _labels(session: Session, runs: set[int]) -> dict[int, dict[int, int]]:
-    """run → the snapshots that it read, with their preferences on the train split."""
+    """run → the verdict sets whose snapshots it read, with the most preferences of each on the train split."""
     query = (
-        sa.select(col(RunIo.run_id), col(Snapshot.id), col(Snapshot.n_train))
+        sa.select(col(RunIo.run_id), col(Snapshot.verdict_set_id), sa.func.max(col(Snapshot.n_train)))
         .join(Snapshot, sa.and_(col(RunIo.noun) == "snapshot", col(RunIo.ref_id) == col(Snapshot.id)))
         .where(col(RunIo.run_id).in_(runs), ~col(RunIo.is_output))
+        .group_by(col(RunIo.run_id), col(Snapshot.verdict_set_id))
     )
     found: dict[int, dict[int, int]] = {}
-    for run, snapshot, n in session.execute(query):
-        found.setdefault(run, {})[snapshot] = n
+    for run, verdict_set, n in session.execute(query):
+        found.setdefault(run, {})[verdict_set] = n
     return found
 
 

@@ -90,8 +90,8 @@ def pauser() -> Any:
     """The field that lets people look once what trains and what watches part."""
     return Field(
         False, title="Pause when the held-out reward model turns",
-        description="Once: where it falls while what trains still rises, the run ends with a state to resume from, and "
-        "ten samples of then and now wait in a review queue.",
+        description="Once: where it falls while what trains still rises, the run pauses, to be resumed, and up to ten "
+        "pairs of samples of then and now wait in a review queue.",
     )  # fmt: skip
 
 

@@ -11,12 +11,14 @@ from sqlmodel import Session, col, select
 
 from app.checkpoints.models import Checkpoint
 from app.config import settings
+from app.constitutions.models import Constitution
 from app.db import MAX_ID, get
 from app.judging.models import Judge, VerdictSet
 from app.pairs.models import PairSet
 from app.projects.access import Member
 from app.prompts.hygiene import warnings_of
 from app.prompts.models import PromptSet
+from app.review.cards import failed_card, lines_that
 from app.runs.models import Metric, Run, RunIo
 from app.tables import Column, Filter, Table
 from app.training.common import TrainingRecipe
@@ -208,7 +210,7 @@ def read_forecast(session: Session, member: Member, kind: str, values: Mapping[s
 
 
 def read_warnings(session: Session, member: Member, values: Mapping[str, Any]) -> list[str]:
-    """What somebody should know of the prompts before training on them, from a form that may be half filled in."""
+    """What somebody should know of prompts and judge before training, from a form that may be half filled in."""
 
     def row_of(kind: Any, name: str) -> Any:
         asked = str(values.get(name, ""))
@@ -220,7 +222,17 @@ def read_warnings(session: Session, member: Member, values: Mapping[str, Any]) -
     snapshot = row_of(Snapshot, "snapshot")
     if snapshot is not None:
         prompts = get(session, PromptSet, get(session, PairSet, snapshot.pair_set_id).prompt_set_id)
-    return warnings_of(prompts) if prompts is not None else []
+    said = warnings_of(prompts) if prompts is not None else []
+    judge = row_of(Judge, "judge")
+    constitution = row_of(Constitution, "constitution")
+    failed = failed_card(session, judge.id, constitution.id) if judge and constitution else None
+    if failed is not None:
+        broken = "; ".join(lines_that(failed, "failed"))
+        said = [
+            *said,
+            f"“{judge.name}” failed its Judge Card {failed.id} ({broken}): its scores train only with a reason.",
+        ]
+    return said
 
 
 def readers_of(session: Session, snapshot: Snapshot) -> list[Run]:

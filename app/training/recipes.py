@@ -11,6 +11,7 @@ from app.errors import Invalid
 from app.judging.rating_recipes import check_rater
 from app.runs.recipe import Recipe, points_to
 from app.training.common import POLICY, OfflineRecipe, SampledRecipe, TrainingRecipe, check_pauser, pauser, watcher
+from app.training.waivers import check_waiver, reason_field
 
 LONGEST_LINE = 50  # trainings one after another that are followed back
 SOFT = "Weighs each pair by the judge’s own probability, where it gave one."
@@ -82,7 +83,7 @@ class SftRecipe(SampledRecipe):
 
 
 class RewardRecipe(OfflineRecipe):
-    """A reward model with one output, trained by Bradley-Terry on chosen and rejected (TRL)."""
+    """A reward model with one output, trained by Bradley-Terry on chosen and rejected (TRL; the bi-encoder is ours)."""
 
     kind: ClassVar[str] = "reward"
     aim: ClassVar[str] = "Train a reward model"
@@ -140,6 +141,10 @@ class DpoRecipe(ReferenceRecipe, SampledRecipe):
     kind: ClassVar[str] = "dpo"
     aim: ClassVar[str] = "Train by DPO"
 
+    reference: int = points_to(
+        "checkpoint", title="Reference", where=POLICY,
+        description="The starting checkpoint; in a later round it may be one that the start was trained from.",
+    )  # fmt: skip
     beta: float = Field(0.1, gt=0, le=100, title="beta", description="How strongly the reference holds.")
     loss: Literal["sigmoid", "sigmoid_norm", "ipo", "hinge", "robust"] = Field(
         "sigmoid", title="Loss", description="robust reads label smoothing as the share of wrong labels."
@@ -206,7 +211,7 @@ class SimpoRecipe(SampledRecipe):
 
 
 class KtoRecipe(ReferenceRecipe, SampledRecipe):
-    """Kahneman-Tversky optimisation: completions that are good or bad by themselves, without pairs (TRL)."""
+    """Kahneman-Tversky optimisation: pairs are taken apart into good and bad completions (TRL)."""
 
     kind: ClassVar[str] = "kto"
     aim: ClassVar[str] = "Train by KTO"
@@ -245,6 +250,7 @@ class OnlineRecipe(ReferenceRecipe):
     judge_weight: float = Field(
         1.0, ge=0, le=1000, title="Weight of the judge", description="Its score of 1 to 10 becomes 0 to 1, times this."
     )
+    waiver: str = reason_field("scores")
     with_reason: bool = Field(False, title="Ask the judge for a reason")
     judge_max_tokens: int = Field(700, ge=1, le=32768, title="Tokens a judge’s answer may have")
     concurrency: int = Field(32, ge=1, le=256, title="Calls in flight")
@@ -268,6 +274,12 @@ class OnlineRecipe(ReferenceRecipe):
         super().check(session, project_id)
         if self.judge is not None and self.constitution is not None:
             check_rater(session, self.judge, self.constitution)
+            self.check_waiver(session)
+
+    def check_waiver(self, session: Session) -> None:
+        """Raises Invalid where a judge rewards that failed its Judge Card, and no reason is given."""
+        if self.judge is not None and self.judge_weight:
+            check_waiver(session, self.judge, self.constitution, self.waiver, "scores")
 
     @model_validator(mode="after")
     def _somebody_watches(self) -> "OnlineRecipe":
@@ -282,7 +294,7 @@ class OnlineRecipe(ReferenceRecipe):
 
 
 class PpoRecipe(OnlineRecipe):
-    """Proximal policy optimisation against a reward model (ours)."""
+    """Proximal policy optimisation; a reward model, a judge, the rule or a sum of them rewards (ours)."""
 
     kind: ClassVar[str] = "ppo"
     aim: ClassVar[str] = "Train by PPO"
@@ -336,7 +348,10 @@ class GroupRecipe(OnlineRecipe):
     reward_by: Literal["rule", "reward_model", "judge", "mix"] = Field(
         "rule", title="Rewarded by", description="The rule reads gold answers: an oracle. A mix adds what has a weight."
     )
-    reward: int | None = points_to("checkpoint", title="Reward model", default=None, where={"role": "reward"})
+    reward: int | None = points_to(
+        "checkpoint", title="Reward model", default=None, where={"role": "reward"},
+        description="Only where it rewards, alone or in a mix.",
+    )  # fmt: skip
     reward_weight: float = Field(1.0, ge=0, le=1000, title="Weight of the reward model")
     rule_weight: float = Field(1.0, ge=0, le=1000, title="Weight of the rule", description="0 to 1 times this.")
     flip_rate: float = Field(

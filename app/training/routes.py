@@ -35,12 +35,18 @@ from app.training.stale import OFFLINE, count_changed_labels, refreeze, retrain,
 router = APIRouter()
 
 ABOUT = {
-    "sft": ("SFT", "Copies the preferred completions. Cheap, and often most of the effect."),
-    "reward": ("Reward model", "Learns to score completions as the preferences do. PPO and GRPO need one, or a rule."),
+    "sft": (
+        "SFT",
+        "Copies the preferred completions, or what a stronger arm wrote. Cheap, and often most of the effect.",
+    ),
+    "reward": ("Reward model", "Learns to score completions as the preferences do. It can reward PPO, GRPO and RLOO."),
     "dpo": ("DPO", "Learns from the pairs themselves, against a reference; needs no reward model."),
     "simpo": ("SimPO", "As DPO without a reference: log-probability per token, and a lead that chosen is to have."),
     "kto": ("KTO", "Takes completions as good or bad by themselves; pairs are taken apart."),
-    "ppo": ("PPO", "Samples, scores with a reward model, and improves, held by a KL penalty. The most tokens."),
+    "ppo": (
+        "PPO",
+        "Samples, is rewarded by a reward model, a judge or the rule, and held by a KL penalty. The most tokens.",
+    ),
     "grpo": ("GRPO", "As PPO without a value model: completions of one prompt are compared with each other."),
     "rloo": ("RLOO", "As GRPO, each completion measured against the mean of the others; plain policy gradient."),
 }

@@ -6,19 +6,18 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import sqlalchemy as sa
-from pydantic import Field
 from sqlalchemy.orm import aliased
 from sqlmodel import Session, col
 
 from app.db import get
 from app.errors import Invalid
-from app.judging.models import Judge, Verdict, VerdictSet
+from app.judging.models import Verdict, VerdictSet
 from app.pairs.models import Completion, Pair
 from app.prompts.models import Prompt
 from app.review.adjudication import unsettled_pairs
-from app.review.cards import SHORTEST_REASON, failed_card, lines_that
 from app.review.models import Override
 from app.runs.recipe import Recipe, points_to
+from app.training.waivers import check_waiver, reason_field
 
 TRAINED_ON = ("train", "dev")  # test and out-of-distribution prompts never reach a snapshot
 UNSETTLED = "unsettled"  # a label that is none until somebody adjudicates
@@ -33,25 +32,14 @@ class SnapshotRecipe(Recipe):
     verb: ClassVar[str] = "Freeze"
 
     verdict_set: int = points_to("verdict_set", title="Verdicts")
-    waiver: str = Field(
-        "", max_length=2_000, title="Reason", json_schema_extra={"rows": 3},
-        description="Needed where the judge failed its Judge Card: why its labels may train all the same. The report "
-        "prints it.",
-    )  # fmt: skip
+    waiver: str = reason_field("labels")
 
     def check(self, session: Session, project_id: int) -> None:
         """Raises Invalid where the labels may not train: probes, and a failed judge's without a reason."""
         verdict_set = get(session, VerdictSet, self.verdict_set)
         if verdict_set.archived_at is not None:
             raise Invalid(f"“{verdict_set.name}” was put away: choose other verdicts.", {"verdict_set": ["archived"]})
-        card = failed_card(session, verdict_set)
-        if card is not None and len(self.waiver.strip()) < SHORTEST_REASON:
-            judge = get(session, Judge, verdict_set.judge_id)
-            raise Invalid(
-                f"The judge “{judge.name}” failed its Judge Card {card.id} ({'; '.join(lines_that(card, 'failed'))}). "
-                f"Its labels train only with a reason ({SHORTEST_REASON} characters or more), which the report prints.",
-                {"waiver": [f"the judge failed its card {card.id}: say why its labels may train all the same"]},
-            )
+        check_waiver(session, verdict_set.judge_id, verdict_set.constitution_id, self.waiver, "labels")
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from app.report.report import read_report
 from app.report.results import result_lines, result_table
 from app.report.signals import training_signals
 from app.review.models import JudgeCard
-from app.runs.models import Run
+from app.runs.models import Run, RunIo
 from app.runs.queue import claim
 from app.training.models import Snapshot
 from tests.benchmarks.rows import fresh_project
@@ -147,9 +147,27 @@ def test_budgets_count_everything_an_arm_grew_from(studied: None) -> None:
     assert dpo.start == dpo.reference == "base"
     assert "pairs" in dpo.data and base.data == "4,800 documents"
     assert "generated_tokens" not in dpo.own_cost and dpo.whole_cost["generated_tokens"] > 0
-    assert dpo.whole_cost["judge_calls"] > 0 and "judge_calls" not in base.whole_cost
+    assert dpo.whole_cost["judge_calls"] > 0 and not base.whole_cost["judge_calls"]
     assert dpo.whole_cost["cpu_seconds"] > base.whole_cost["cpu_seconds"]
     assert report.budget["generated_tokens"] > dpo.whole_cost["generated_tokens"]  # benchmarks and grading too
+
+
+def test_labels_frozen_twice_are_counted_once_wherever_they_are_told(reader: TestClient) -> None:
+    with transaction() as session:
+        first = session.exec(select(Snapshot).order_by(col(Snapshot.id))).first()
+        dpo = session.exec(select(Run).where(Run.kind == "dpo").order_by(col(Run.id))).first()
+        assert first is not None and dpo is not None
+        n = first.n_train
+        same = first.model_dump(exclude={"id", "name", "n_train"})
+        again = Snapshot(name="frozen again", n_train=n + 1, **same)
+        session.add(again)
+        session.flush()
+        session.add(RunIo(run_id=dpo.id, is_output=False, noun="snapshot", ref_id=again.id))
+    found = reader.get("/p/demo/report/1.json").json()
+    whole = {arm["name"]: arm["whole_cost"]["labels"] for arm in found["arms"]}
+    assert whole == {line["arm"]: line["total"]["labels"] for line in found["budgets"]["arms"]}
+    assert whole == {"base": 0, "DPO": n + 1} and found["budget"]["labels"] == n + 1
+    assert {row["arm"]: row["budget"]["labels"] for row in found["results"]} == whole
 
 
 def test_curves_rewards_and_completions_are_there(reader: TestClient) -> None:

@@ -9,7 +9,7 @@ from app.pairs.models import PairSet
 from app.projects.models import Project
 from app.prompts.models import PromptSet
 from app.runs.models import Run, RunIo
-from app.training.budgets import compare_labels, read_budgets, runs_behind
+from app.training.budgets import compare_labels, cost_of, read_budgets, runs_behind
 from app.training.models import Snapshot
 
 
@@ -111,6 +111,28 @@ def test_what_other_arms_grew_from_too_is_told(study: dict[str, int]) -> None:
     }
     assert both.shared["trained_tokens"] == 1000 and both.shared["judge_calls"] == 100
     assert beside.shared == both.shared and alone.shared["trained_tokens"] == 0
+
+
+def test_labels_frozen_twice_are_counted_once(study: dict[str, int]) -> None:
+    """One arm is trained by SFT on the first freezing and by DPO on the second, beside one on the first alone."""
+    with transaction() as session:
+        again = Snapshot(
+            id=2, project_id=1, name="again", pair_set_id=1, verdict_set_id=1, labels_version=1, n_train=95
+        )
+        session.add(again)
+        session.flush()
+        frozen = add_run(session, "snapshot", {}, [("verdict_set", 1)], [("snapshot", 2)])
+        sft = add_run(session, "sft", {"labels": 90}, [("checkpoint", 1), ("snapshot", 1)], [("checkpoint", 21)])
+        both = add_run(session, "dpo", {"labels": 95}, [("checkpoint", 21), ("snapshot", 2)], [("checkpoint", 22)])
+    with reading() as session:
+        found = read_budgets(session, [both, study["dpo"]])
+        runs = [session.get_one(Run, key) for key in (study["verdicts"], frozen, sft, both, study["dpo"])]
+        together = cost_of(session, runs)
+    assert found[both].labels == found[both].total["labels"] == 95 and found[study["dpo"]].labels == 90
+    assert (
+        found[both].shared["labels"] == 0
+    )  # they share base, pairs, verdicts and a freezing, which trained on nothing
+    assert (together["labels"], together["judge_calls"]) == (95, 100)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,33 @@
+"""The gate before training: what a judge says that failed its Judge Card teaches only with a typed reason."""
+
+from typing import Any
+
+from pydantic import Field
+from sqlmodel import Session
+
+from app.db import get
+from app.errors import Invalid
+from app.judging.models import Judge
+from app.review.cards import SHORTEST_REASON, failed_card, lines_that
+
+
+def reason_field(what: str) -> Any:
+    """The field of the reason; `what` of the judge’s may train: its labels, its scores."""
+    return Field(
+        "", max_length=2_000, title="Reason", json_schema_extra={"rows": 3},
+        description=f"Needed where the judge failed its Judge Card: why its {what} may train all the same. The report "
+        "prints it.",
+    )  # fmt: skip
+
+
+def check_waiver(session: Session, judge_id: int, constitution_id: int | None, reason: str, what: str) -> None:
+    """Raises Invalid where the judge failed its card and no reason is given; it names the lines and what to do."""
+    card = failed_card(session, judge_id, constitution_id)
+    if card is None or len(reason.strip()) >= SHORTEST_REASON:
+        return
+    raise Invalid(
+        f"The judge “{get(session, Judge, judge_id).name}” failed its Judge Card {card.id} "
+        f"({'; '.join(lines_that(card, 'failed'))}). Its {what} train only with a reason (waiver, {SHORTEST_REASON} "
+        "characters or more), which the report prints; or choose another judge.",
+        {"waiver": [f"the judge failed its card {card.id}: say why its {what} may train all the same"]},
+    )
