@@ -156,7 +156,7 @@ def _usage(found: Mapping[str, Any], body: Body, text: str) -> tuple[int, int, b
     usage = found.get("usage")
     if isinstance(usage, dict):
         counts = usage.get("prompt_tokens"), usage.get("completion_tokens")
-        if all(isinstance(n, int) and n >= 0 for n in counts):
+        if all(isinstance(n, int) and 0 <= n < 2**31 for n in counts):
             return int(counts[0] or 0), int(counts[1] or 0), False
     return sum(len(m["content"]) for m in body["messages"]) // 4 + 1, len(text) // 4 + 1, True
 

@@ -5,9 +5,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from app.db import clean_text
 from app.judging.prompt import LETTERS, TIE
 
 ASKED_FOR = {"logprobs": True, "top_logprobs": 5}
+HIGHEST = 0.01  # a log-probability is at most 0, but for rounding
 Tops = list[tuple[str, float]]
 _VERDICT = re.compile(r'"verdict"\s*:\s*"')
 
@@ -17,6 +19,13 @@ def find_letter(choice: Mapping[str, Any]) -> Tops:
 
     Two `"verdict"` fields in an answer (a candidate quoted word for word) leave no doubt-free place: then none.
     """
+    try:
+        return _find_letter(choice)
+    except (AttributeError, KeyError, TypeError, ValueError):  # an endpoint may send anything there
+        return []
+
+
+def _find_letter(choice: Mapping[str, Any]) -> Tops:
     content = (choice.get("logprobs") or {}).get("content") or []
     tokens = [str(one.get("token", "")) for one in content]
     places = [found.end() for found in _VERDICT.finditer("".join(tokens))]
@@ -25,8 +34,10 @@ def find_letter(choice: Mapping[str, Any]) -> Tops:
     start = 0
     for token, one in zip(tokens, content, strict=True):
         if start <= places[0] < start + len(token):
-            tops = one.get("top_logprobs") or []
-            return [(str(top["token"]), float(top["logprob"])) for top in tops]
+            tops = [(clean_text(str(top["token"])), float(top["logprob"])) for top in one.get("top_logprobs") or []]
+            if any(math.isnan(log_prob) or log_prob > HIGHEST for _, log_prob in tops):
+                return []  # no logarithms of probabilities
+            return [(text, log_prob) for text, log_prob in tops if math.isfinite(log_prob)]
         start += len(token)
     return []
 

@@ -13,7 +13,7 @@ from app.judging.judges import check_mode
 from app.judging.material import chunks
 from app.judging.prompt import Guide, PairText, Secrets, fill, fresh_secrets, schema_object
 from app.judging.rating_recipes import RateRecipe
-from app.judging.reading import MAX_REASON, Fields, find_said
+from app.judging.reading import MAX_REASON, Fields, find_said, shorten
 from app.pairs.models import Completion, Pair
 from app.prompts.models import Prompt
 from app.runs.recipe import sha256_of
@@ -179,8 +179,8 @@ def read_scores(raw: str, nonce: str, keys: Sequence[str], *, stop_reason: str =
     if failure:
         return Scores({key: Score(None, failure) for key in keys})
     said = {key: [x for block in blocks if isinstance(block, Fields) for x in block.all(key)] for key in keys}
-    reasons = [str(value) for value in found[-1].all("reason")]
-    return Scores({key: _score(key, said[key]) for key in keys}, (reasons[0] if reasons else "")[:MAX_REASON])
+    reasons = [shorten(value, MAX_REASON) for value in found[-1].all("reason")]
+    return Scores({key: _score(key, said[key]) for key in keys}, reasons[0] if reasons else "")
 
 
 def _score(key: str, said: Sequence[Any]) -> Score:
@@ -188,7 +188,7 @@ def _score(key: str, said: Sequence[Any]) -> Score:
         return Score(None, f"no score for {key}")
     for value in said:
         if type(value) is not int or value not in SCALE:
-            return Score(None, f"the score for {key} is “{str(value)[:40]}”, no whole number from 1 to 10")
+            return Score(None, f"the score for {key} is “{shorten(value, 40)}”, no whole number from 1 to 10")
     if len(set(said)) > 1:
         return Score(None, f"{len(said)} scores for {key} that differ: {', '.join(map(str, said))}"[:300])
     return Score(float(said[0]))

@@ -1,15 +1,14 @@
 """Reading a judge's answer: one verdict that carries this call's nonce, or none and the reason why."""
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from app.db import clean_text
 from app.judging.prompt import TIE
 
 MAX_REASON = 4000
-_FENCED = re.compile(r"\A\s*```(?:json)?\s*(.*?)\s*```\s*\Z", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -43,12 +42,17 @@ def read_verdict(raw: str, nonce: str, keys: Sequence[str] = (), *, stop_reason:
     if not verdicts:
         return Reading(failure="the answer has this call's nonce and no verdict")
     if None in choices:
-        shown = next(str(value)[:40] for value in verdicts if _letter(value) is None)
+        shown = next(shorten(value, 40) for value in verdicts if _letter(value) is None)
         return Reading(failure=f"the verdict is “{shown}”, neither A, B nor tie")
     if len(choices) > 1:
-        return Reading(failure=f"{len(verdicts)} verdicts that differ: {', '.join(str(v)[:20] for v in verdicts)}")
-    reasons = [str(value) for value in found[-1].all("reason")]
-    return Reading(choices.pop(), _principles(found, keys), (reasons[0] if reasons else "")[:MAX_REASON])
+        return Reading(failure=f"{len(verdicts)} verdicts that differ: {', '.join(shorten(v, 20) for v in verdicts)}")
+    reasons = [shorten(value, MAX_REASON) for value in found[-1].all("reason")]
+    return Reading(choices.pop(), _principles(found, keys), reasons[0] if reasons else "")
+
+
+def shorten(value: Any, most: int) -> str:
+    """What an answer says somewhere, as every database stores it: JSON can spell NUL and half characters."""
+    return clean_text(str(value)[:most])
 
 
 def find_said(raw: str, nonce: str, stop_reason: str) -> tuple[list[Fields], str]:
@@ -58,7 +62,7 @@ def find_said(raw: str, nonce: str, stop_reason: str) -> tuple[list[Fields], str
     nonce has to be the object's last field unless the object is the whole answer; otherwise a candidate quoted without
     escapes could end the object before the judge's own verdict.
     """
-    whole = _FENCED.sub(r"\1", raw).strip()
+    whole = _unfenced(raw.strip())
     found: list[Fields] = []
     is_misplaced = False
     for one, is_whole in _objects(whole):
@@ -69,6 +73,13 @@ def find_said(raw: str, nonce: str, stop_reason: str) -> tuple[list[Fields], str
         else:
             is_misplaced = True
     return found, "" if found else _why_none(raw, nonce, is_misplaced, stop_reason)
+
+
+def _unfenced(text: str) -> str:
+    """A text without the code fence around all of it."""
+    if len(text) < 6 or not (text.startswith("```") and text.endswith("```")):
+        return text
+    return text[3:-3].removeprefix("json").strip()
 
 
 def _objects(text: str) -> Iterator[tuple[Fields, bool]]:

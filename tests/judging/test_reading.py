@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from app.judging.prompt import (
     request_sha256,
     verdict_schema,
 )
+from app.judging.ratings import read_scores
 from app.judging.reading import read_verdict
 
 NONCE = "0123456789abcdef"
@@ -137,3 +139,20 @@ def test_the_schema_asks_for_every_principle_and_the_nonce_last():
     assert list(schema["properties"]) == ["reason", "principles", "verdict", "nonce"]
     assert schema["properties"]["principles"]["required"] == list(KEYS)
     assert Secrets("f", "n").nonce == "n"
+
+
+@pytest.mark.parametrize("raw", ["```" + "\n" * 20_000, "```json" + " " * 20_000 + "A"])
+def test_an_answer_that_only_repeats_itself_is_read_at_once(raw: str):
+    started = time.monotonic()
+    assert read_verdict(raw, NONCE).choice is None
+    assert time.monotonic() - started < 1  # a fence sought by backtracking took minutes
+
+
+def test_what_an_answer_says_can_be_stored_by_every_database():
+    odd = r"\u0000 \ud800"
+    told = read_verdict(GOOD.replace('"r"', f'"{odd}"'), NONCE, KEYS)
+    refused = read_verdict(GOOD.replace('"B"', f'"{odd}"'), NONCE, KEYS)
+    scores = read_scores(f'{{"reason": "{odd}", "scores": {{"kind": "{odd}"}}, "nonce": "{NONCE}"}}', NONCE, ["kind"])
+    texts = [told.reason, refused.failure, scores.reason, scores.by_principle["kind"].reason]
+    assert told.choice == "B" and texts[0] == "\ufffd ?"
+    assert all("\x00" not in text and text.encode() for text in texts)
