@@ -1,8 +1,8 @@
 """Direct preference optimisation and SimPO: our losses (worker/preference_losses.py) on TRL's trainer.
 
 DPO's reference is the starting checkpoint or, in a later round, one that it was trained from. Its log-probabilities are
-looked up or, once for all runs against the same weights, computed before the first step; no second model is kept in
-memory while training. SimPO has no reference.
+looked up or, once for all runs against the same weights, computed before the first step; no second model is kept on the
+device while training. SimPO has no reference.
 """
 
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 from app.training.recipes import DpoRecipe, SimpoRecipe
 from worker.checkpoints import store_trained, weights_of
+from worker.distance import OtherReference
 from worker.job import Job, Watch
 from worker.loading import Weights, load_tokenizer, load_trainable
 from worker.preferences import Preferences, preferences_of
@@ -57,7 +58,7 @@ def fit_dpo(
         n = 2 * (len(preferences.train) + len(preferences.dev))
         watch.log(f"the reference read {trainer.n_reference_passes} of {n} texts; the others were known")
         watch.spend(reference_passes=trainer.n_reference_passes)
-    record(trainer, recorder, recipe, seed)
+    record(trainer, recorder, recipe, seed, OtherReference(reference, recipe.dtype) if recorder and reference else None)
     return trainer.model, trainer.processing_class, run_trainer(trainer, watch, folder)
 
 

@@ -15,6 +15,7 @@ import torch
 from app.training.recipes import GroupRecipe, RlooRecipe
 from worker.bi_encoder import read_scores
 from worker.checkpoints import store_trained, weights_of
+from worker.distance import Measure, StartReference
 from worker.job import Job, Watch
 from worker.judge_reward import JudgeReward
 from worker.loading import (
@@ -184,7 +185,10 @@ def make_trainer(
 
 
 @torch.no_grad()
-def look(trainer: Any, recipe: GroupRecipe, seed: int, recorder: Recorder, reward: RewardFunction, step: int) -> None:
+def look(
+    trainer: Any, recipe: GroupRecipe, seed: int, recorder: Recorder, reward: RewardFunction, step: int,
+    measure: Measure,
+) -> None:  # fmt: skip
     """Samples the recorder's prompts and has them read, with the training reward beside."""
     model, tokenizer = trainer.model, trainer.processing_class
     model.eval()
@@ -193,6 +197,7 @@ def look(trainer: Any, recipe: GroupRecipe, seed: int, recorder: Recorder, rewar
         model, ids, recipe.max_new_tokens, recipe.temperature, ends, tokenizer.pad_token_id, seeded(seed, "dev"),
         recorder.watch.check,
     )  # fmt: skip
+    distance = measure(model, rollout, recipe.temperature)
     model.train()
     told = told_of(rollout, tokenizer, ends)
     kept = [row[mask.bool()].tolist() for row, mask in zip(rollout.tokens, rollout.mask, strict=True)]
@@ -201,7 +206,7 @@ def look(trainer: Any, recipe: GroupRecipe, seed: int, recorder: Recorder, rewar
         completions=[one.text for one in told], completion_ids=kept,
         reference=[p.reference for p in recorder.prompts], trainer_state=None,
     )  # fmt: skip
-    recorder.note(step, told, rewards)
+    recorder.note(step, told, rewards, distance)
 
 
 def fit_grpo(
@@ -224,10 +229,16 @@ def fit_grpo(
     trainer = make_trainer(recipe, seed, start, prompts, counted, folder)
     trainer.add_callback(SpendCallback(spend))
     if recorder is not None:
+        distance = StartReference(trainer.model)
+
+        def look_at(step: int) -> None:
+            with recorder.looking():
+                look(trainer, recipe, seed, recorder, reward, step, distance)
+
         trainer.add_callback(
             LookCallback(
                 recipe.sample_every,
-                lambda step: look(trainer, recipe, seed, recorder, reward, step),
+                look_at,
                 recorder.pauser,
                 recipe.num_iterations,
             )

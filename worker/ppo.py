@@ -22,6 +22,7 @@ from torch import Tensor
 from app.errors import AppError
 from app.training.recipes import PpoRecipe
 from worker.checkpoints import facts_of, store_checkpoint, weights_of
+from worker.distance import Distance, estimate_kl
 from worker.job import Job, Watch
 from worker.judge_reward import JudgeReward, as_numbers
 from worker.loading import context_of, load_tokenizer
@@ -277,10 +278,18 @@ class Ppo:
 
     def look(self, step: int, recorder: Recorder) -> None:
         """Samples the recorder's prompts and has them read, with the training reward beside."""
-        prompts = [prompt.ids for prompt in recorder.prompts]
-        rollout = self.roll_out(prompts, seeded(self.seed, "dev"), recorder.watch.check)
-        scores = self.score(rollout, prompts).tolist()
-        recorder.note(step, told_of(rollout, self.tokenizer, self.end_ids), scores)
+        with recorder.looking():
+            prompts = [prompt.ids for prompt in recorder.prompts]
+            rollout = self.roll_out(prompts, seeded(self.seed, "dev"), recorder.watch.check)
+            scores = self.score(rollout, prompts).tolist()
+            recorder.note(step, told_of(rollout, self.tokenizer, self.end_ids), scores, self.distance(rollout))
+
+    @torch.no_grad()
+    def distance(self, rollout: Rollout) -> Distance:
+        """How far the policy is from the reference on a rollout."""
+        given = (rollout.ids, rollout.attention, rollout.tokens, self.recipe.temperature)
+        reference = self.models.reference_log_probs(*given)
+        return estimate_kl(self.models.policy_log_probs(*given)[0], reference, rollout.mask)
 
 
 def learning_rate_share(step: int, steps: int, warmup_share: float) -> float:

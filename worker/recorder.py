@@ -1,19 +1,26 @@
 """The flight recorder: the same dev prompts sampled every few steps, read by the training reward, by cheap detectors
 and, where there is one, by a reward model that trains nothing. An audit of what training does, not a prophecy.
 
+Beside each sample stands how far the policy has moved from its reference there (worker/distance.py): two forward passes
+where sampling took one a token. What a look cost is counted apart, as recorder_seconds and recorder_tokens.
+
 Detectors: length; repetition, the share of 4-grams of words said before (Holtzman et al. 2020, 1904.09751, sec. 4);
 refusal, by its usual openings; strict format.
 """
 
 import math
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
 from app.prompts.strict_format import read_strict_format
+from app.training.paths import by_prompt
 from worker.checkpoints import weights_of
+from worker.distance import Distance, Measure
 from worker.job import Job, Watch
 from worker.loading import Weights, context_of, encode_prompt, load_tokenizer, render_prompt
 from worker.pausing import ITEMS, Pauser, name_messages, pauser_of
@@ -56,6 +63,12 @@ def read_signs(told: Told) -> dict[str, float]:
     }
 
 
+def _mean(values: Sequence[float]) -> float:
+    """Over what could be read."""
+    read = [one for one in values if not math.isnan(one)]
+    return fmean(read) if read else math.nan
+
+
 def _finite(signs: dict[str, float]) -> dict[str, Any]:
     """What is not finite as None: JSON has no word for it."""
     return {name: value if math.isfinite(value) else None for name, value in signs.items()}
@@ -82,24 +95,31 @@ class Recorder:
         self.prompts, self.tokenizer, self.watch = list(prompts), tokenizer, watch
         self.scorer = RewardScorer(held_out) if held_out is not None else None
         self.pauser = pauser
+        self.n_tokens = 0  # sampled at the last look
 
-    def note(self, step: int, told: Sequence[Told], rewards: Sequence[float | None] | None) -> None:
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """Around a look: counts what it takes."""
+        begun = time.monotonic()
+        yield
+        self.watch.spend(recorder_seconds=time.monotonic() - begun, recorder_tokens=self.n_tokens)
+
+    def note(
+        self, step: int, told: Sequence[Told], rewards: Sequence[float | None] | None, distance: Distance | None = None
+    ) -> None:
         """One look: curves over all prompts, and the first few for the film strip. A reward may be unreadable."""
         if rewards is not None:
             rewards = [None if one is None or math.isnan(one) else one for one in rewards]
-        signs = [read_signs(one) for one in told]
-        if self.scorer is not None:
-            held_out = self.scorer.score([p.messages for p in self.prompts], [one.text for one in told])
-            for sign, value in zip(signs, held_out, strict=True):
-                sign["held_out"] = round(float(value), 4)
-        curves = {f"dev_{name}": fmean(sign[name] for sign in signs) for name in signs[0]}
+        self.n_tokens = sum(one.n_tokens for one in told)
+        signs = self._read(told, distance)
+        curves = {f"dev_{name}": _mean([sign[name] for sign in signs]) for name in signs[0]}
         if rewards is not None:
             read = [one for one in rewards if one is not None]
             curves["dev_reward"] = fmean(read) if read else math.nan
             if len(read) < len(rewards):
                 curves["dev_unreadable"] = 1 - len(read) / len(rewards)
         self.watch.metric(step, **curves)
-        rows = [
+        rows: list[tuple[str, str, float | None, dict[str, Any]]] = [
             (
                 render_prompt(self.tokenizer, prompt.messages),
                 one.text,
@@ -108,19 +128,36 @@ class Recorder:
             )
             for place, (prompt, one) in enumerate(zip(self.prompts, told, strict=True))
         ]
+        if distance is not None:
+            names = [name_messages(prompt.messages) for prompt in self.prompts]
+            rows[0][3]["by_prompt"] = by_prompt(names, [row[3] for row in rows], [row[2] for row in rows])
         self.watch.sampled(step, rows[: ITEMS if self.pauser else SHOWN])
 
-    def look(self, step: int, model: Any, n: int, seed: int) -> None:
+    def _read(self, told: Sequence[Told], distance: Distance | None) -> list[dict[str, float]]:
+        """What detectors, distance and the held-out scorer say of each sample; not a number where it is unreadable."""
+        signs = [read_signs(one) for one in told]
+        if distance is not None:
+            for sign, k1, k3 in zip(signs, distance.k1, distance.k3, strict=True):
+                sign["kl"], sign["kl_k3"] = round(k1, 5), round(k3, 5)
+        if self.scorer is not None:
+            held_out = self.scorer.score([p.messages for p in self.prompts], [one.text for one in told])
+            for sign, value in zip(signs, held_out, strict=True):
+                sign["held_out"] = math.nan if value is None else round(float(value), 4)
+        return signs
+
+    def look(self, step: int, model: Any, n: int, seed: int, measure: Measure | None = None) -> None:
         """Samples a policy that is being trained offline, at temperature 1; its weights and random numbers stay."""
-        was_training = model.training
-        model.eval()
-        ends = end_ids_of(model, self.tokenizer)
-        ids = [prompt.ids for prompt in self.prompts]
-        rollout = sample(
-            model, ids, n, 1.0, ends, self.tokenizer.pad_token_id, seeded(seed, "dev"), self.watch.check
-        )  # fmt: skip
-        model.train(was_training)
-        self.note(step, told_of(rollout, self.tokenizer, ends), None)
+        with self.looking():
+            was_training = model.training
+            model.eval()
+            ends = end_ids_of(model, self.tokenizer)
+            ids = [prompt.ids for prompt in self.prompts]
+            rollout = sample(
+                model, ids, n, 1.0, ends, self.tokenizer.pad_token_id, seeded(seed, "dev"), self.watch.check
+            )  # fmt: skip
+            distance = measure(model, rollout, 1.0) if measure else None
+            model.train(was_training)
+            self.note(step, told_of(rollout, self.tokenizer, ends), None, distance)
 
 
 def dev_prompts(rows: Sequence[dict[str, Any]], tokenizer: Any, longest: int) -> list[RlPrompt]:

@@ -16,6 +16,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from app.errors import AppError
 from app.training.common import OfflineRecipe, SampledRecipe, TrainingRecipe
+from worker.distance import Measure, StartReference
 from worker.job import Watch
 from worker.loading import Weights, context_of, device, render_prompt
 from worker.pausing import Pauser
@@ -159,11 +160,15 @@ class LookCallback(TrainerCallback):
             raise self.pauser.pause(state.global_step)
 
 
-def record(trainer: Any, recorder: Recorder | None, recipe: SampledRecipe, seed: int) -> None:
-    """Has the recorder look at the policy while it trains."""
+def record(
+    trainer: Any, recorder: Recorder | None, recipe: SampledRecipe, seed: int, measure: Measure | None = None
+) -> None:
+    """Has the recorder look at the policy while it trains; its distance is that to the start, or as `measure` says."""
     if recorder is not None and is_first():
+        measure = measure or StartReference(trainer.model)
         trainer.add_callback(LookCallback(
-            recipe.sample_every, lambda step: recorder.look(step, trainer.model, recipe.sample_tokens, seed),
+            recipe.sample_every,
+            lambda step: recorder.look(step, trainer.model, recipe.sample_tokens, seed, measure),
             recorder.pauser,
         ))  # fmt: skip
 

@@ -1,6 +1,7 @@
 """Quality against KL to the reference: points with intervals for one drawing, and the paths compared at matched KL."""
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -59,6 +60,12 @@ class Frontier:
     comparisons: list[Comparison]
     kl_ends: tuple[float, float]
     quality_ends: tuple[float, float]
+    left_out: list[Point]  # measured by the same settings, and yet on other prompts
+
+    @property
+    def n_prompts(self) -> int:
+        """Prompts that every point was measured on."""
+        return len(self.points[0].measured.prompts)
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -77,15 +84,16 @@ class Frontier:
 
     def x(self, kl: float) -> str:
         """Where a KL stands, in percent from the left."""
-        return _percent(kl, self.kl_ends)
+        return percent(kl, self.kl_ends)
 
     def y(self, quality: float) -> str:
         """Where a quality stands, in percent from the top."""
         low, high = self.quality_ends
-        return _percent(low + high - quality, self.quality_ends)
+        return percent(low + high - quality, self.quality_ends)
 
 
-def _percent(value: float, ends: tuple[float, float]) -> str:
+def percent(value: float, ends: tuple[float, float]) -> str:
+    """Where a value stands between two ends."""
     low, high = ends
     return f"{100 * (min(max(value, low), high) - low) / (high - low):.2f}%"
 
@@ -96,10 +104,22 @@ def draw_frontiers(points: Sequence[Point]) -> list[Frontier]:
     for point in points:
         if point.measured.quality is not None:
             alike.setdefault(point.measured.settings, []).append(point)
-    return [_draw(many) for many in sorted(alike.values(), key=len, reverse=True)]
+    parted = [part_by_prompts(many) for many in alike.values()]
+    return [_draw(*both) for both in sorted(parted, key=lambda both: len(both[0]), reverse=True)]
 
 
-def _draw(points: list[Point]) -> Frontier:
+def part_by_prompts(points: Sequence[Point]) -> tuple[list[Point], list[Point]]:
+    """Points on the prompts that most of them were measured on (of equally many, the first point's), and the others:
+    what a base with a shorter context cannot read leaves other prompts to be measured on."""
+    same = Counter(point.measured.prompts for point in points)
+    most = max(same, key=lambda prompts: same[prompts])
+    return (
+        [point for point in points if point.measured.prompts == most],
+        [point for point in points if point.measured.prompts != most],
+    )
+
+
+def _draw(points: list[Point], left_out: list[Point]) -> Frontier:
     points = sorted(points, key=lambda point: point.kl.value)
     kls = [end for one in points for end in (one.kl.value, one.kl.low, one.kl.high) if end is not None]
     found = [end for p in points for end in (p.quality.value, p.quality.low, p.quality.high) if end is not None]
@@ -107,7 +127,8 @@ def _draw(points: list[Point]) -> Frontier:
     pad = 0.08 * (high - low) or 0.5
     right = max(kls) * 1.05 or 1.0
     trained = [point for point in points if not point.is_reference]
-    return Frontier(points, compare_paths(trained), (min(-0.03 * right, *kls), right), (low - pad, high + pad))
+    ends = (min(-0.03 * right, *kls), right), (low - pad, high + pad)
+    return Frontier(points, compare_paths(trained), *ends, left_out)
 
 
 def compare_paths(points: Sequence[Point]) -> list[Comparison]:
@@ -133,6 +154,11 @@ def frontier_as_json(frontier: Frontier) -> dict[str, Any]:
                 "kl": interval(one.kl), "quality": interval(one.quality), "log_ratio": interval(one.measured.ratio),
             }
             for one in frontier.points
+        ],
+        "prompts": frontier.n_prompts,
+        "left_out": [
+            {"label": one.label, "run": one.measured.run.id, "prompts": len(one.measured.prompts)}
+            for one in frontier.left_out
         ],
         "matched": [
             {

@@ -15,6 +15,7 @@ from app.errors import Invalid, NotFound
 from app.experiments.board import experiment_as_json
 from app.experiments.frontier import Frontier, Point, draw_frontiers, frontier_as_json
 from app.experiments.models import Experiment
+from app.experiments.paths import find_passings, paths_as_json, read_paths
 from app.experiments.routes import project_experiment, read_seeds
 from app.experiments.start import start_experiment
 from app.experiments.sweeps import SWEPT, Sweep, SweepPlan, read_sweep, write_sweep
@@ -134,9 +135,10 @@ def _read(session: Session, member: Member, experiment_id: int) -> tuple[Experim
 def show_trials(request: Request, member: Viewer, session: Db, experiment_id: int) -> Response:
     """A sweep's trials, the selected ones marked."""
     experiment, sweep, frontiers = _read(session, member, experiment_id)
+    paths = read_paths(session, experiment, frontiers)
     return html(
         request, "experiments/trials.html", title=f"Trials of {experiment.name}", experiment=experiment, sweep=sweep,
-        frontiers=frontiers,
+        frontiers=frontiers, drawings=paths, passings=find_passings(paths, frontiers),
     )  # fmt: skip
 
 
@@ -144,7 +146,11 @@ def show_trials(request: Request, member: Viewer, session: Db, experiment_id: in
 def show_trials_table(request: Request, member: Viewer, session: Db, experiment_id: int) -> Response:
     """The live part: it asks for itself again while the sweep runs."""
     experiment, sweep, frontiers = _read(session, member, experiment_id)
-    return html(request, "experiments/_trials.html", experiment=experiment, sweep=sweep, frontiers=frontiers)
+    paths = read_paths(session, experiment, frontiers)
+    return html(
+        request, "experiments/_trials.html", experiment=experiment, sweep=sweep, frontiers=frontiers, drawings=paths,
+        passings=find_passings(paths, frontiers),
+    )  # fmt: skip
 
 
 @router.get("/p/{project}/experiments/{experiment_id:int}/trials.csv")
@@ -163,8 +169,30 @@ def download_trials(member: Viewer, session: Db, experiment_id: int) -> Response
             measured = [one.run.id, one.kl.value, one.kl.low, one.kl.high] if one else [None] * 4
             scored = [q.value, q.low, q.high] if q else [None] * 3
             write([trial.method, trial.said, run, measured[0], seed, state, trial.is_selected, *measured[1:], *scored])
-    headers = {"Content-Disposition": f'attachment; filename="trials-{experiment.id}.csv"'}
-    return Response(sink.getvalue(), media_type="text/csv; charset=utf-8", headers=headers)
+    return _as_csv(sink.getvalue(), f"trials-{experiment.id}")
+
+
+@router.get("/p/{project}/experiments/{experiment_id:int}/paths.csv")
+def download_paths(member: Viewer, session: Db, experiment_id: int) -> Response:
+    """Where each arm of any experiment stood along its training, a line a look."""
+    experiment = project_experiment(session, member, experiment_id)
+    sink = io.StringIO()
+    write = csv.writer(sink, lineterminator="\n").writerow
+    write(["arm", "method", "run", "scored_by", "scorer", "reference", "n_prompts", "step", "kl_k1", "kl_k1_low",
+           "kl_k1_high", "kl_k3", "score", "score_low", "score_high"])  # fmt: skip
+    for paths in read_paths(session, experiment, []):
+        about = [paths.by, paths.said, paths.reference, paths.n]
+        for path, stands in paths.drawn:
+            for one in stands:
+                kl, score = ([each.value, each.low, each.high] for each in (one.kl, one.score))
+                k3 = one.kl_k3.value if one.kl_k3 else None
+                write([path.label, path.method, path.run.id, *about, one.step, *kl, k3, *score])
+    return _as_csv(sink.getvalue(), f"paths-{experiment.id}")
+
+
+def _as_csv(text: str, name: str) -> Response:
+    headers = {"Content-Disposition": f'attachment; filename="{name}.csv"'}
+    return Response(text, media_type="text/csv; charset=utf-8", headers=headers)
 
 
 @router.get("/p/{project}/experiments/{experiment_id:int}/trials.json")
@@ -179,6 +207,7 @@ def show_trials_json(member: Viewer, session: Db, experiment_id: int) -> dict[st
             for one in sweep.trials
         ],
         "frontiers": [frontier_as_json(one) for one in frontiers],
+        "paths": [paths_as_json(one) for one in read_paths(session, experiment, frontiers)],
     }  # fmt: skip
 
 

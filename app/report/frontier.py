@@ -7,6 +7,7 @@ from sqlmodel import Session, col, select
 
 from app.experiments.frontier import Frontier, Point, draw_frontiers
 from app.experiments.models import Experiment
+from app.experiments.paths import Passing, Paths, find_passings, read_paths
 from app.experiments.sweeps import Sweep, read_sweep
 from app.report.arms import ReportArm
 from app.runs.models import Run, RunIo
@@ -20,6 +21,8 @@ class Fronts:
     frontiers: list[Frontier]
     sweep: Sweep | None
     unmeasured: list[ReportArm]  # trained arms of which nothing was measured
+    paths: list[Paths]  # along training
+    passings: list[Passing]
 
 
 def read_fronts(session: Session, experiment: Experiment, arms: Sequence[ReportArm]) -> Fronts:
@@ -45,4 +48,7 @@ def read_fronts(session: Session, experiment: Experiment, arms: Sequence[ReportA
         points.append(Point(label, arm.name.partition(": ")[0], arm.method, one, is_selected))
     known = {one.run.recipe["checkpoint"] for one in found.values()}
     trained = [arm for arm in by_checkpoint.values() if arm.checkpoint.parent_id is not None]
-    return Fronts(draw_frontiers(points), sweep, [arm for arm in trained if arm.checkpoint.id not in known])
+    frontiers = draw_frontiers(points)
+    paths = read_paths(session, experiment, frontiers)
+    unmeasured = [arm for arm in trained if arm.checkpoint.id not in known]
+    return Fronts(frontiers, sweep, unmeasured, paths, find_passings(paths, frontiers))

@@ -4,6 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from app.experiments.frontier import frontier_as_json
+from app.experiments.paths import paths_as_json
 from app.report.arms import ReportArm
 from app.report.people import AuditLine, GradingLine
 from app.report.report import Report
@@ -59,6 +60,7 @@ def report_as_json(report: Report) -> dict[str, Any]:
         ],
         "teachers": [_teacher_as_json(line) for line in report.teachers],
         "frontiers": [frontier_as_json(one) for one in report.fronts.frontiers],
+        "paths": [paths_as_json(one) for one in report.fronts.paths],
         "trials": report.fronts.sweep and report.fronts.sweep.sentences,
         "headline": [[one.benchmark.name, one.metric] for one in report.headline],
         "gradings": [_grading_as_json(line) for line in report.gradings],

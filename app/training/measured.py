@@ -60,6 +60,7 @@ class Measured:
     ratios: NDArray[np.float64]
     qualities: NDArray[np.float64] | None
     groups: NDArray[np.int64]  # the group of prompts that each completion belongs to
+    prompts: frozenset[int] = frozenset()  # whose completions they are
 
     @property
     def settings(self) -> tuple[Any, ...]:
@@ -111,4 +112,5 @@ def _as_measured(run: Run, many: list[tuple[float | None, Mapping[str, Any]]]) -
         np.array([detail["log_ratio"] for _, detail in many]),
         np.array(rewards) if len(rewards) == len(many) else None,
         np.array([int(detail["group"]) for _, detail in many]),
+        frozenset(int(detail["prompt"]) for _, detail in many),
     )

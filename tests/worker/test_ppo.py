@@ -170,6 +170,7 @@ def test_training_raises_the_reward_and_the_policy_loads_again(
     first = sum(watch.metrics[i]["reward"] for i in (1, 2, 3))
     assert sum(watch.metrics[i]["reward"] for i in (10, 11, 12)) > first
     assert watch.samples == [0, 10, 12]
+    assert watch.metrics[0]["dev_kl"] == pytest.approx(0, abs=1e-4) and watch.metrics[12]["dev_kl_k3"] > 1e-3
     folder, sha256 = save_folder(tmp_path / "policy", models.save_policy, {"base_sha256": base.manifest_sha256})
     is_lora = isinstance(models, LoraModels)
     again = load_full(Weights(str(folder), sha256, base if is_lora else None)).eval()

@@ -1,6 +1,7 @@
 """The flight recorder: detectors on texts that have what they look for or have not; the same prompts each time."""
 
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -20,10 +21,15 @@ class Kept(Silent):
     def __init__(self) -> None:
         super().__init__()
         self.rows: dict[int, list[Any]] = {}
+        self.spent: dict[str, float] = {}
 
     def sampled(self, step: int, rows: Any) -> None:
         super().sampled(step, rows)
         self.rows[step] = list(rows)
+
+    def spend(self, **amounts: float) -> None:
+        for name, amount in amounts.items():
+            self.spent[name] = self.spent.get(name, 0) + amount
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +77,11 @@ def test_an_offline_run_is_recorded_and_learns_the_very_same(base: Weights, tmp_
     assert [row[0] for row in watch.rows[0]] == [row[0] for row in watch.rows[6]]
     assert all(row[2] is None and row[3]["length"] <= 12 for row in watch.rows[6])
     assert watch.rows[0][0][3]["held_out"] != watch.rows[0][1][3]["held_out"]
+    assert watch.metrics[0]["dev_kl"] == 0 < watch.metrics[6]["dev_kl_k3"]  # SFT's distance is that to its start
+    kept = watch.rows[6][0][3]["by_prompt"]
+    assert len(set(kept["prompts"])) == len(prompts) == len(kept["kl"]) == len(kept["held_out"])
+    assert fmean(kept["kl"]) == pytest.approx(watch.metrics[6]["dev_kl"]) and "reward" not in kept
+    assert watch.spent["recorder_tokens"] > 0 < watch.spent["recorder_seconds"]
     again, _, _ = fit_sft(recipe, 3, base, rows, tmp_path / "b", Silent())
     assert same(dict(model.state_dict()), dict(again.state_dict()))
 

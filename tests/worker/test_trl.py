@@ -190,6 +190,7 @@ def test_grpo_begins_at_its_reference_and_changes_the_policy(base: Weights, tmp_
     assert watch.metrics[6]["kl"] > 1e-6
     assert watch.samples == [0, 3, 6]
     assert watch.metrics[6]["dev_reward"] > watch.metrics[0]["dev_reward"]
+    assert watch.metrics[0]["dev_kl"] == watch.metrics[0]["dev_kl_k3"] == 0 < watch.metrics[6]["dev_kl_k3"]
     again = load_full(save_trained(model, tokenizer, tmp_path / "out", base)).eval()
     ids = torch.tensor([prompts[0].ids])
     with torch.no_grad():
