@@ -188,15 +188,18 @@ def test_what_is_no_weight_is_refused(line: str):
         read_weight(line)
 
 
+ODD_TOPS: list[Any] = [
+    7, [{}], [{"token": "A", "logprob": None}], [{"token": "A", "logprob": "x"}], [{"token": "A"}, 1],
+    [{"token": "A", "logprob": float("nan")}], [{"token": "A", "logprob": 1e9}],
+    [{"token": "A", "logprob": float("-inf")}],
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "logprobs",
     [
         [1], "x", 7, {"content": [1]}, {"content": "abc"}, {"content": 7},
-        *({"content": [{"token": '"verdict": "'}, {"token": "A", "top_logprobs": tops}]} for tops in (
-            7, [{}], [{"token": "A", "logprob": None}], [{"token": "A", "logprob": "x"}], [{"token": "A"}, 1],
-            [{"token": "A", "logprob": float("nan")}], [{"token": "A", "logprob": 1e9}],
-            [{"token": "A", "logprob": float("-inf")}],
-        )),
+        *({"content": [{"token": '"verdict": "'}, {"token": "A", "top_logprobs": tops}]} for tops in ODD_TOPS),
     ],
 )  # fmt: skip
 def test_odd_log_probabilities_are_none(logprobs: Any):
@@ -204,6 +207,6 @@ def test_odd_log_probabilities_are_none(logprobs: Any):
 
 
 def test_an_impossible_alternative_is_left_out():
-    tops = [{"token": "A\ud800", "logprob": -0.1}, {"token": "B", "logprob": float("-inf")}]
+    tops: list[dict[str, Any]] = [{"token": "A\ud800", "logprob": -0.1}, {"token": "B", "logprob": float("-inf")}]
     content = [{"token": '"verdict": "'}, {"token": "A", "top_logprobs": tops}]
     assert find_letter({"logprobs": {"content": content}}) == [("A?", -0.1)]
