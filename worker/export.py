@@ -121,8 +121,8 @@ def _say_bi_encoder(row: Checkpoint) -> list[str]:
     return [
         f"A {architecture}.", "",
         "One tower reads the prompt, the other the completion with its end token; neither sees the other’s text. With "
-        "h a tower’s last hidden states, u = W_p·mean(h of the prompt) and v = W_c·mean(h of the completion), each mean "
-        "over the text’s own tokens, d the width of u and v; a higher score means preferred.", "",
+        "h a tower’s last hidden states, u = W_p·mean(h of the prompt) and v = W_c·mean(h of the completion), each "
+        "mean over the text’s own tokens, d the width of u and v; a higher score means preferred.", "",
         f"`bi_encoder.json` says how the towers meet, `{weights}` holds the trained tensors, beside the tokenizer. "
         "transformers has no class for it: `worker/bi_encoder.py` of PrefLab has its equations and loads it. Into "
         f"PrefLab: `preflab import checkpoint FOLDER --set role=reward{base}`.", "",
