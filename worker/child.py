@@ -1,5 +1,6 @@
 """One run in a process of its own: `python -m worker.child RUN ATTEMPT`. EOF on stdin tells it that its parent died."""
 
+import contextlib
 import importlib
 import os
 import sys
@@ -15,9 +16,10 @@ from app.errors import AppError
 from app.runs.queue import Fenced, finish
 from worker.failures import remedy_for
 from worker.job import Cancelled, Job
-from worker.several import Follower, Released, rank, take_own_gpu
+from worker.several import Follower, Released, is_of_another, rank, take_own_gpu
 
 FIRST_SPEAKS_S = 5.0  # the first process says what went wrong before the launcher ends it because another one failed
+OTHERS_END_US_S = 30.0
 
 KINDS = {
     "import_prompts": "worker.importing:import_prompts",
@@ -69,15 +71,19 @@ def do(job: Job) -> None:
 
 
 def follow(run_id: int, attempt: int) -> int:
-    """Trains along with the first process; returns this one's exit code."""
+    """Trains along with the first process; returns this one's exit code. What went wrong here alone is said here."""
     try:
         do(Follower(run_id, attempt))
     except (Released, Cancelled):
         return 0
-    except Exception:  # noqa: BLE001  as in work(): the launcher learns of it by the code, the page by what is printed
+    except Exception as broken:  # noqa: BLE001  as in work(): whatever broke is shown on the run's page
         traceback.print_exc()
         sys.stderr.flush()
         time.sleep(FIRST_SPEAKS_S)
+        if not is_of_another(broken) and not isinstance(broken, sa.exc.OperationalError):
+            error = broken.message if isinstance(broken, AppError) else remedy_for(broken) or traceback.format_exc()
+            with contextlib.suppress(Fenced), transaction() as session:  # unless the first has said it
+                finish(session, run_id, attempt, "failed", f"Process {rank()}: {error}")
     return 1
 
 
@@ -99,6 +105,8 @@ def work(run_id: int, attempt: int) -> str:
     except sa.exc.OperationalError:
         raise  # the database was away: another attempt goes on from what is stored
     except Exception as broken:  # noqa: BLE001  the one catch-all: whatever broke is shown on the run's page
+        if is_of_another(broken):
+            time.sleep(OTHERS_END_US_S)  # the launcher ends this process, or the other one says what went wrong
         status, error = "failed", remedy_for(broken) or traceback.format_exc()
     spent = {"cpu_seconds": time.process_time() - started[0], "wall_seconds": time.monotonic() - started[1]}
     try:

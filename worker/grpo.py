@@ -2,6 +2,9 @@
 reward model, a judge, or a weighted mix of them. TRL leaves a completion without a reward out of its group's mean and
 spread, and gives it no advantage.
 
+Completions are drawn by worker/rollout.py, from (seed, step) alone. Of several processes each samples and rewards its
+rows (a judge is asked by the first); TRL gathers rewards before it compares a group, so that groups may be spread.
+
 Simplified: one update per rollout unless the recipe says more, and resume states only between rollouts; the reference,
 kept only where beta is above zero, is the starting checkpoint, which TRL loads again from where the policy came from.
 """
@@ -31,8 +34,10 @@ from worker.loading import (
 from worker.recorder import Recorder, recorder_of, told_of
 from worker.rewards import score_text
 from worker.rl_prompts import RlPrompt, prompts_of
-from worker.rollout import end_ids_of, pad_left, sample, seeded
+from worker.rollout import Rollout, end_ids_of, pad_left, sample, seeded
 from worker.saving import is_whole, save_folder, write_model
+from worker.several import is_first, n_processes, rank, share_rows
+from worker.together import from_first, gather_list, own_share
 
 RewardFunction = Callable[..., Sequence[float | None]]
 
@@ -68,11 +73,24 @@ def model_reward(weights: Weights, dtype: str) -> Callable[..., list[float]]:
     return by_model
 
 
-def judge_reward(judge: JudgeReward, tokenizer: Any, known: list[RlPrompt]) -> RewardFunction:
-    """The judge's score of prompt and completion, 0 to 1; None where it could not be read."""
+def judge_reward(judge: JudgeReward | None, tokenizer: Any, known: list[RlPrompt]) -> RewardFunction:
+    """The judge's score of prompt and completion, 0 to 1; None where it could not be read.
+
+    Of several processes the first alone has the judge, and asks for the rows of all, so that nothing is paid twice.
+    """
     by_text = {render_prompt(tokenizer, one.messages): one.messages for one in known}
 
-    def by_judge(prompts: list[Any], completions: list[Any], **more: Any) -> list[float | None]:
+    def by_judge(
+        prompts: list[Any], completions: list[Any], is_look: bool = False, **more: Any
+    ) -> Sequence[float | None]:
+        if is_look:  # the first looks alone
+            return ask(prompts, completions, **more)
+        rows = gather_list(list(zip(prompts, completions, strict=True)))
+        found = from_first(lambda: ask([row[0] for row in rows], [row[1] for row in rows], **more))
+        return found[own_share(len(rows))]
+
+    def ask(prompts: list[Any], completions: list[Any], **more: Any) -> list[float | None]:
+        assert judge is not None
         asked = [by_text[prompt] if isinstance(prompt, str) else prompt for prompt in prompts]
         found = judge.score(asked, [_text_of(one) for one in completions])
         if more.get("log_metric"):
@@ -137,14 +155,34 @@ class EpochOrder(torch.utils.data.Sampler[int]):
 
 
 def make_trainer(
-    recipe: GroupRecipe, seed: int, start: Weights, prompts: list[RlPrompt], reward: RewardFunction, folder: Path
-) -> Any:
+    recipe: GroupRecipe, seed: int, start: Weights, prompts: list[RlPrompt], reward: RewardFunction, folder: Path,
+    check: Callable[[], None],
+) -> Any:  # fmt: skip
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
     from worker.trl_run import quiet_arguments
 
-    start = settle_start(start, folder, recipe)
+    make, arguments = (RLOOTrainer, RLOOConfig) if isinstance(recipe, RlooRecipe) else (GRPOTrainer, GRPOConfig)
+    # A state within the passes over a rollout lacks the rollout: TRL would sample another one from it.
+    save_steps = -(-recipe.save_every // recipe.num_iterations) * recipe.num_iterations
+    args = arguments(
+        **{**quiet_arguments(recipe, folder, seed), "save_steps": save_steps},
+        max_steps=recipe.steps,
+        per_device_train_batch_size=share_rows(recipe.prompts_per_step * recipe.group_size, 1),
+        num_generations=recipe.group_size,
+        num_iterations=recipe.num_iterations,
+        max_completion_length=recipe.max_new_tokens,
+        temperature=recipe.temperature,
+        top_k=0,
+        top_p=1.0,
+        beta=recipe.beta,
+        epsilon=recipe.clip,
+        lr_scheduler_type="linear",
+        adam_beta2=0.95,
+    )
+    with args.main_process_first():  # the others find what the first has merged
+        start = settle_start(start, folder, recipe)
     tokenizer = load_tokenizer(start)
     rows = [
         {
@@ -153,35 +191,35 @@ def make_trainer(
         }
         for p in prompts
     ]
-    make, arguments = (RLOOTrainer, RLOOConfig) if isinstance(recipe, RlooRecipe) else (GRPOTrainer, GRPOConfig)
-    # A state within the passes over a rollout lacks the rollout: TRL would sample another one from it.
-    save_steps = -(-recipe.save_every // recipe.num_iterations) * recipe.num_iterations
 
     class Trainer(make):  # type: ignore[misc, valid-type]
         def _get_train_sampler(self, dataset: Any = None) -> Any:
             return EpochOrder(super()._get_train_sampler(dataset))
 
+        def _generate_single_turn(self, prompt_ids: list[list[int]], *_: Any, **__: Any) -> Any:
+            """One completion a row, as TRL wants them: ids, and in GRPO no log-probabilities."""
+            model = self.accelerator.unwrap_model(self.model)
+            model.eval()
+            rollout = sample(
+                model, prompt_ids, recipe.max_new_tokens, recipe.temperature, end_ids_of(model, tokenizer),
+                tokenizer.pad_token_id, seeded(seed, "rollout", self.state.global_step), check, n_processes(), rank(),
+            )  # fmt: skip
+            model.train()
+            kept = kept_ids(rollout)
+            return kept if isinstance(recipe, RlooRecipe) else (kept, None)
+
     return Trainer(
         model=load_trainable(start, recipe.is_lora, recipe.lora_rank, recipe.dtype),
         reward_funcs=reward,
-        args=arguments(
-            **{**quiet_arguments(recipe, folder, seed), "save_steps": save_steps},
-            max_steps=recipe.steps,
-            per_device_train_batch_size=recipe.prompts_per_step * recipe.group_size,
-            num_generations=recipe.group_size,
-            num_iterations=recipe.num_iterations,
-            max_completion_length=recipe.max_new_tokens,
-            temperature=recipe.temperature,
-            top_k=0,
-            top_p=1.0,
-            beta=recipe.beta,
-            epsilon=recipe.clip,
-            lr_scheduler_type="linear",
-            adam_beta2=0.95,
-        ),
+        args=args,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
     )
+
+
+def kept_ids(rollout: Rollout) -> list[list[int]]:
+    """The ids of each completion, up to and with its end token."""
+    return [row[mask.bool()].tolist() for row, mask in zip(rollout.tokens, rollout.mask, strict=True)]
 
 
 @torch.no_grad()
@@ -200,11 +238,10 @@ def look(
     distance = measure(model, rollout, recipe.temperature)
     model.train()
     told = told_of(rollout, tokenizer, ends)
-    kept = [row[mask.bool()].tolist() for row, mask in zip(rollout.tokens, rollout.mask, strict=True)]
     rewards = reward(
         prompts=[render_prompt(tokenizer, p.messages) for p in recorder.prompts],
-        completions=[one.text for one in told], completion_ids=kept,
-        reference=[p.reference for p in recorder.prompts], trainer_state=None,
+        completions=[one.text for one in told], completion_ids=kept_ids(rollout),
+        reference=[p.reference for p in recorder.prompts], is_look=True,
     )  # fmt: skip
     recorder.note(step, told, rewards, distance)
 
@@ -219,14 +256,14 @@ def fit_grpo(
     n_tokens = [0.0]
 
     def counted(**given: Any) -> Sequence[float | None]:
-        n_tokens[0] += sum(len(ids) for ids in given["completion_ids"])
+        n_tokens[0] += sum(gather_list([len(ids) for ids in given["completion_ids"]]))
         return reward(**given)
 
     def spend() -> None:
         watch.spend(generated_tokens=n_tokens[0])
         n_tokens[0] = 0.0
 
-    trainer = make_trainer(recipe, seed, start, prompts, counted, folder)
+    trainer = make_trainer(recipe, seed, start, prompts, counted, folder, watch.check)
     trainer.add_callback(SpendCallback(spend))
     if recorder is not None:
         distance = StartReference(trainer.model)
@@ -258,7 +295,8 @@ def reward_of(job: Job, tokenizer: Any, prompts: list[RlPrompt], dev: list[RlPro
             weights = weights_of(session, recipe.reward)
         parts.append((recipe.reward_weight, model_reward(weights, recipe.dtype)))
     if recipe.judge is not None and recipe.judge_weight:
-        parts.append((recipe.judge_weight, judge_reward(JudgeReward(job), tokenizer, [*prompts, *dev])))
+        judge = JudgeReward(job) if is_first() else None
+        parts.append((recipe.judge_weight, judge_reward(judge, tokenizer, [*prompts, *dev])))
     if recipe.reward_by in {"rule", "mix"} and recipe.rule_weight:
         parts.append((recipe.rule_weight, rule_reward(recipe.flip_rate, job.seed)))
         n_gold = sum(p.reference is not None for p in prompts)

@@ -1,9 +1,11 @@
 """KTO with TRL (Ethayarajh et al. 2024, 2402.01306, equation 7): chosen completions are good, rejected ones bad.
 
+Several processes estimate the KL over all rows of a step's part, from the pairs that one process would have made.
 The reference is the starting checkpoint: loaded a second time for full training, the base without its adapter (or TRL's
 frozen copy of the adapter that training starts from) for LoRA.
 """
 
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from worker.job import Job, Watch
 from worker.loading import Weights, load_full, load_tokenizer, load_trainable
 from worker.preferences import Preferences, Row, preferences_of
 from worker.recorder import Recorder, recorder_of_rows
+from worker.several import n_processes
 
 
 def unpair(rows: list[Row]) -> list[Row]:
@@ -40,8 +43,15 @@ def fit_kto(
 
     from worker.trl_run import as_dataset, offline_arguments, record, run_trainer
 
+    class Trainer(KTOTrainer):
+        def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, name: str) -> Any:
+            """TRL moves completions on by one within a process's rows; here within those of all processes."""
+            whole = copy(args)
+            whole.per_device_train_batch_size *= n_processes()
+            return super()._prepare_dataset(dataset, processing_class, whole, name)
+
     tokenizer = load_tokenizer(start)
-    trainer = KTOTrainer(
+    trainer = Trainer(
         model=load_trainable(start, recipe.is_lora, recipe.lora_rank, recipe.dtype),
         ref_model=None if recipe.is_lora else load_full(start, recipe.dtype).requires_grad_(False),
         args=KTOConfig(

@@ -11,7 +11,7 @@ from app.config import settings
 from app.errors import AppError
 
 # Kinds that several processes can train. The others run as one process, on the first GPU of their slot.
-TRAINED_BY_SEVERAL = frozenset({"sft", "reward", "dpo", "simpo"})
+TRAINED_BY_SEVERAL = frozenset({"sft", "reward", "dpo", "simpo", "kto", "ppo", "grpo", "rloo"})
 
 
 def visible_gpus() -> list[str]:

@@ -3,9 +3,13 @@
 Follows Ziegler et al. 2019 (1909.08593: per-token KL reward, adaptive coefficient, whitening), Stiennon et al. 2020
 (2009.01325: separate value model), Schulman et al. 2017 (1707.06347: clipped objective) and 2016 (1506.02438: GAE).
 
-Simplified: one device; no dropout; sampling by temperature alone, so that the stored log-probabilities are those of
+Simplified: no dropout; sampling by temperature alone, so that the stored log-probabilities are those of
 the distribution actually sampled. An episode is one completion; its end token belongs to it, nothing after it does.
 Everything random in iteration i comes from (seed, i), so a resumed run repeats exactly what was lost.
+
+Several processes (worker/together.py) hold the same weights. Each samples its share of the rollout and reads its share
+of the rows; what was sampled and read is known to all of them, so that every mean, advantage and coefficient is that of
+one process. In an update each takes its share of the minibatch, weighed by its tokens, and gradients are added up.
 
 Shapes: b completions, t tokens of prompt and completion, n tokens of the completion.
 """
@@ -30,8 +34,10 @@ from worker.ppo_models import PpoModels, load_ppo_models
 from worker.recorder import Recorder, recorder_of, told_of
 from worker.rewards import Bonus, text_bonus
 from worker.rl_prompts import prompts_of
-from worker.rollout import Rollout, end_ids_of, sample, seeded
+from worker.rollout import Rollout, end_ids_of, join_parts, sample, seeded
 from worker.saving import drop_older, save_folder, take_newest_whole
+from worker.several import Released, is_first, n_processes, rank, share_rows
+from worker.together import add_up, from_first, gather_rows, join_others, own_share
 
 # ---------------------------------------------------------------------------------------------------- the equations
 
@@ -154,12 +160,15 @@ class Ppo:
         self.optimizer.load_state_dict(state["optimizer"])
         self.kl_coef = state["kl_coef"]
 
-    def roll_out(self, prompts: list[list[int]], generator: torch.Generator, check: Callable[[], None]) -> Rollout:
+    def roll_out(
+        self, prompts: list[list[int]], generator: torch.Generator, check: Callable[[], None], n_parts: int = 1,
+        part: int = 0,
+    ) -> Rollout:  # fmt: skip
         self.models.use_policy()
         recipe = self.recipe
         return sample(
             self.models.policy, prompts, recipe.max_new_tokens, recipe.temperature, self.end_ids, self.pad_id,
-            generator, check,
+            generator, check, n_parts, part,
         )  # fmt: skip
 
     def has_ended(self, rollout: Rollout) -> Tensor:
@@ -168,33 +177,52 @@ class Ppo:
 
     def score(self, rollout: Rollout, prompts: list[list[int]]) -> Tensor:
         """The weighted rewards (b,), less the penalty where a completion did not end; not a number where unreadable."""
-        recipe = self.recipe
-        scores = recipe.reward_weight * self.models.scores(rollout.ids, rollout.attention, rollout.n)
-        if self.bonus is not None:
-            texts = [
-                self.tokenizer.decode(row[kept.bool()], skip_special_tokens=True)
-                for row, kept in zip(rollout.tokens, rollout.mask, strict=True)
-            ]
-            scores = scores + torch.tensor(as_numbers(self.bonus(prompts, texts)), device=scores.device)
-        return scores - recipe.missing_end_penalty * (~self.has_ended(rollout)).float()
+        scores = self.models.scores(rollout.ids, rollout.attention, rollout.n)
+        return self.add_texts(scores, self.text_scores(rollout, prompts), rollout)
+
+    def add_texts(self, scores: Tensor, of_texts: list[float], rollout: Rollout) -> Tensor:
+        """The reward model's scores (b,) and those of the texts as one reward (b,)."""
+        found = self.recipe.reward_weight * scores + torch.tensor(of_texts, device=scores.device)
+        return found - self.recipe.missing_end_penalty * (~self.has_ended(rollout)).float()
+
+    def text_scores(self, rollout: Rollout, prompts: list[list[int]]) -> list[float]:
+        """What rule and judge give each completion; zeros where neither rewards."""
+        if self.bonus is None:
+            return [0.0] * len(prompts)
+        texts = [
+            self.tokenizer.decode(row[kept.bool()], skip_special_tokens=True)
+            for row, kept in zip(rollout.tokens, rollout.mask, strict=True)
+        ]
+        return as_numbers(self.bonus(prompts, texts))
+
+    def read_shared(self, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor]:
+        """Of each completion the reward model's score (b,), the reference's log-probabilities and the values (b, n);
+        each process reads its share."""
+        mine = own_share(len(rollout.ids))
+        ids, attention, tokens = rollout.ids[mine], rollout.attention[mine], rollout.tokens[mine]
+        scores = self.models.scores(ids, attention, rollout.n)
+        reference = self.models.reference_log_probs(ids, attention, tokens, self.recipe.temperature)
+        values = self.models.values(ids, attention, rollout.n)
+        return gather_rows(scores), gather_rows(reference), gather_rows(values)
 
     def iterate(self, iteration: int, prompts: list[list[int]], check: Callable[[], None]) -> dict[str, float]:
         """One iteration: roll out, estimate, update; returns the metrics."""
         recipe, started = self.recipe, time.monotonic()
         picked = pick_prompts(len(prompts), recipe.rollouts, iteration, self.seed)
         chosen = [prompts[i] for i in picked]
-        rollout = self.roll_out(chosen, seeded(self.seed, "rollout", iteration), check)
-        scores = self.score(rollout, chosen)
+        generator = seeded(self.seed, "rollout", iteration)
+        part = self.roll_out(chosen[own_share(len(chosen))], generator, check, n_processes(), rank())
+        rollout = join_parts(part, self.pad_id)
+        with torch.no_grad():
+            scores, reference, values = self.read_shared(rollout)
+        scores = self.add_texts(scores, from_first(lambda: self.text_scores(rollout, chosen)), rollout)
         is_read = ~scores.isnan()
         if not is_read.any():
             raise AppError(
                 "No completion of this rollout has a reward: look at the judge’s answers, or whether the reward model "
                 "gives numbers, then resume."
             )
-        with torch.no_grad():
-            given = (rollout.ids, rollout.attention, rollout.tokens, recipe.temperature)
-            log_ratio = (rollout.log_probs - self.models.reference_log_probs(*given)) * rollout.mask
-            values = self.models.values(rollout.ids, rollout.attention, rollout.n) * rollout.mask
+        log_ratio, values = (rollout.log_probs - reference) * rollout.mask, values * rollout.mask
         kl, n_tokens = float((log_ratio * rollout.mask).sum(-1).mean()), rollout.mask.sum(-1)
         if not is_read.all():  # what nobody could score teaches nothing: it counts in no mean, loss or advantage
             rollout = replace(rollout, mask=rollout.mask * is_read.unsqueeze(-1))
@@ -246,35 +274,46 @@ class Ppo:
     def step(
         self, rollout: Rollout, rows: Tensor, advantages: Tensor, returns: Tensor, old_values: Tensor
     ) -> dict[str, float]:
-        """One gradient step on some rows of the rollout."""
-        recipe, mask = self.recipe, rollout.mask[rows]
+        """One gradient step on some rows of the rollout, of which each process takes its share."""
+        recipe, mine = self.recipe, own_share(len(rows))
+        n_tokens, rows = rollout.mask[rows].sum(), rows[mine]
+        mask, advantages, returns, old_values = rollout.mask[rows], advantages[mine], returns[mine], old_values[mine]
+        share = mask.sum() / n_tokens.clamp(min=1)  # means over a share's tokens, so weighed, add up to those over all
         ids, attention, n = rollout.ids[rows], rollout.attention[rows], rollout.n
         new, entropy = self.models.policy_log_probs(ids, attention, rollout.tokens[rows], recipe.temperature)
         loss, clipped, ratio = policy_loss(new, rollout.log_probs[rows], advantages, mask, recipe.clip)
-        loss.backward()
+        (share * loss).backward()
         # Separately from the value's step: with adapters on one base only one of the two is switched on at a time.
         new_values = self.models.values(ids, attention, n)
         value = value_loss(new_values, old_values, returns, mask, recipe.value_clip)
-        (recipe.value_weight * value).backward()
-        norms = [
-            float(torch.nn.utils.clip_grad_norm_(group["params"], recipe.max_grad_norm))
-            for group in self.optimizer.param_groups
-        ]
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        (share * recipe.value_weight * value).backward()
+        norms = self.descend()
         with torch.no_grad():
-            new, ratio = new.detach(), ratio.detach()
             moved = masked_mean(rollout.log_probs[rows] - new, mask)
+            means = torch.stack([loss, value, clipped, masked_mean(entropy, mask), moved])
+            error = gather_rows(((ratio - 1).abs() * mask).max().unsqueeze(0)).max()
+        names = ("policy_loss", "value_loss", "clip_fraction", "entropy", "approx_kl")
         return {
-            "policy_loss": loss.item(),
-            "value_loss": value.item(),
-            "clip_fraction": clipped.item(),
-            "entropy": float(masked_mean(entropy, mask)),
-            "approx_kl": float(moved),
-            "ratio_error": float(((ratio - 1).abs() * mask).max()),
+            **dict(zip(names, add_up(share * means).tolist(), strict=True)),
+            "ratio_error": float(error),
             "grad_norm": norms[0],
             "value_grad_norm": norms[1],
         }
+
+    def descend(self) -> list[float]:
+        """Adds up the processes' gradients and takes the step; returns the norms of policy and value, before clipping.
+
+        What has no gradient has none in any process.
+        """
+        norms = []
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    add_up(parameter.grad)
+            norms.append(float(torch.nn.utils.clip_grad_norm_(group["params"], self.recipe.max_grad_norm)))
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return norms
 
     def look(self, step: int, recorder: Recorder) -> None:
         """Samples the recorder's prompts and has them read, with the training reward beside."""
@@ -303,10 +342,11 @@ def train(
 ) -> None:  # fmt: skip
     """Runs all iterations, going on from the newest whole state in `folder`."""
     recipe, done = ppo.recipe, 0
-    newest = take_newest_whole(folder, "state")
+    join_others()
+    newest = from_first(lambda: take_newest_whole(folder, "state"))
     if newest is not None:
         done = newest[0]
-        ppo.load_state(torch.load(newest[1] / "state.pt", weights_only=True))
+        ppo.load_state(torch.load(newest[1] / "state.pt", map_location="cpu", weights_only=True))
         watch.resumed_at(done)
     spent = dict.fromkeys(("generated_tokens", "trained_tokens"), 0.0)
     is_pausing = False
@@ -322,8 +362,9 @@ def train(
             is_pausing = step < recipe.iterations and recorder.pauser is not None and recorder.pauser.has_turned()
         if (step % recipe.save_every == 0 or is_pausing) and step < recipe.iterations:
             watch.flush()  # who goes on from here never says these steps again
-            save_folder(folder / f"state-{step}", lambda at: torch.save(ppo.state(), at / "state.pt"))
-            drop_older(folder, "state", keep=2)
+            if is_first():
+                save_folder(folder / f"state-{step}", lambda at: torch.save(ppo.state(), at / "state.pt"))
+                drop_older(folder, "state", keep=2)
             watch.spend(**spent)
             spent = dict.fromkeys(spent, 0.0)
         watch.progress(step, recipe.iterations, f"reward {found['reward']:.2f}, KL {found['kl']:.2f}")
@@ -335,6 +376,7 @@ def train(
 def train_ppo(job: Job) -> None:
     """Trains on the recipe's prompts and stores the policy as a checkpoint."""
     recipe: PpoRecipe = job.recipe
+    share_rows(recipe.rollouts, recipe.minibatches)  # refuses what does not divide by the processes
     with job.read() as session:
         start = weights_of(session, recipe.start)
         reward = weights_of(session, recipe.reward) if recipe.reward is not None else None
@@ -346,11 +388,14 @@ def train_ppo(job: Job) -> None:
     models = load_ppo_models(start, reward, recipe.is_lora, recipe.lora_rank, recipe.dtype)
     if recipe.is_lora and getattr(models, "reward", None) is not None:
         job.log("the reward model is no adapter on the policy's base: it is kept as a copy of its own")
-    judge = JudgeReward(job) if recipe.judge is not None and recipe.judge_weight else None
+    # Of several processes the first alone reads texts.
+    judge = JudgeReward(job) if recipe.judge is not None and recipe.judge_weight and is_first() else None
     bonus = text_bonus(recipe, job.seed, [*prompts, *dev], judge)
     ppo = Ppo(recipe, job.seed, models, tokenizer, bonus)
     recorder = recorder_of(job, dev, tokenizer)
     train(ppo, [p.ids for p in prompts], recorder, job.folder, job)
+    if not is_first():
+        raise Released
 
     def write(folder: Path) -> None:
         models.save_policy(folder)

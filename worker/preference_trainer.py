@@ -112,7 +112,9 @@ class PreferenceTrainer(DPOTrainer):
         losses, rewards = self.objective(chosen, rejected, n_chosen, n_rejected, p_chosen, inputs)
         loss = losses.mean()
         if self.recipe.sft_weight:
-            loss = loss - self.recipe.sft_weight * per_token.chunk(2)[0].sum() / n_chosen.sum().clamp(min=1)
+            # Over the tokens of all processes, whose losses are averaged: they take the step that one would.
+            n_tokens = self.accelerator.gather(n_chosen.sum()).sum().clamp(min=1) / self.accelerator.num_processes
+            loss = loss - self.recipe.sft_weight * per_token.chunk(2)[0].sum() / n_tokens
         self._note(outputs, inputs, kept, chosen, rejected, rewards)
         return (loss, outputs) if return_outputs else loss
 
@@ -138,16 +140,22 @@ class PreferenceTrainer(DPOTrainer):
         notes["num_tokens"] = [self._total_train_tokens]
         n = kept.shape[1]
         good, bad = (one.detach() for one in rewards)
-        top, of = outputs.is_top1[:, -n:].chunk(2)[0] & kept.chunk(2)[0].bool(), kept.chunk(2)[0].sum()
-        figures = {
-            "entropy": (outputs.entropy[:, -n:].detach() * kept).sum() / kept.sum().clamp(min=1),
-            "mean_token_accuracy": top.sum() / of.clamp(min=1),
-            "rewards/chosen": good.mean(), "rewards/rejected": bad.mean(), "rewards/margins": (good - bad).mean(),
-            "rewards/accuracies": (good > bad).float().mean(),
-            "logps/chosen": chosen.detach().mean(), "logps/rejected": rejected.detach().mean(),
+        top = outputs.is_top1[:, -n:].chunk(2)[0] & kept.chunk(2)[0].bool()
+        per_token = {
+            "entropy": (outputs.entropy[:, -n:].detach() * kept, kept),
+            "mean_token_accuracy": (top, kept.chunk(2)[0]),
+        }
+        for name, (values, counted) in per_token.items():
+            both = torch.stack([values.sum().float(), counted.sum().float()]).unsqueeze(0)
+            total, n_tokens = self.accelerator.gather(both).sum(0)
+            notes[name].append(float(total / n_tokens.clamp(min=1)))  # over the tokens of all processes
+        per_row = {
+            "rewards/chosen": good, "rewards/rejected": bad, "rewards/margins": good - bad,
+            "rewards/accuracies": (good > bad).float(),
+            "logps/chosen": chosen.detach(), "logps/rejected": rejected.detach(),
         }  # fmt: skip
-        for name, value in figures.items():
-            notes[name].append(float(self.accelerator.gather(value.float()).mean()))  # over all processes
+        for name, values in per_row.items():
+            notes[name].append(float(self.accelerator.gather(values.mean().float()).mean()))
 
 
 class SimpoTrainer(PreferenceTrainer):

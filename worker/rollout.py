@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from app.errors import AppError
+from worker.together import gather_rows
 
 
 @dataclass
@@ -60,16 +62,18 @@ def pick(log_probs: Tensor, draws: Tensor) -> Tensor:
 @torch.no_grad()
 def sample(
     policy: Any, prompts: list[list[int]], n: int, temperature: float, end_ids: list[int], pad_id: int,
-    generator: torch.Generator, check: Callable[[], None],
+    generator: torch.Generator, check: Callable[[], None], n_parts: int = 1, part: int = 0,
 ) -> Rollout:  # fmt: skip
     """Samples up to n tokens for every prompt at once, keeping keys and values between steps.
 
     A row that has ended leaves the batch at once, its keys and values with it. Each token has a draw of its own, so
-    that a row's text depends neither on which others still go on nor on the device the draws are used on.
+    that a row's text depends neither on which others still go on nor on the device the draws are used on, nor on
+    whether one process samples all rows or each of several its part: `part` of `n_parts` equal ones.
     """
     device = next(policy.parameters()).device
     ids, attention = pad_left(prompts, pad_id, device)
-    draws = torch.rand(n, len(prompts), generator=generator, dtype=torch.float64).to(device)
+    draws = torch.rand(n, n_parts * len(prompts), generator=generator, dtype=torch.float64)
+    draws = draws[:, part * len(prompts) : (part + 1) * len(prompts)].to(device)
     tokens = torch.full((len(prompts), n), pad_id, device=device)
     log_probs = torch.zeros(len(prompts), n, device=device)
     mask = torch.zeros_like(tokens)
@@ -99,6 +103,21 @@ def sample(
     return Rollout(
         torch.cat([ids, tokens[:, :length]], 1), torch.cat([attention, mask[:, :length]], 1), tokens[:, :length],
         mask[:, :length].float(), log_probs[:, :length],
+    )  # fmt: skip
+
+
+def join_parts(part: Rollout, pad_id: int) -> Rollout:
+    """The rollout of which each process has sampled its part, padded as if one had sampled it all."""
+    width = part.ids.shape[1] - part.n
+    longest = gather_rows(torch.tensor([[width, part.n]], device=part.ids.device)).amax(0)
+    left, right = int(longest[0]) - width, int(longest[1]) - part.n
+
+    def join(column: Tensor, left: int, filling: int) -> Tensor:
+        return gather_rows(pad(column, (left, right), value=filling))
+
+    return Rollout(
+        join(part.ids, left, pad_id), join(part.attention, left, 0), join(part.tokens, 0, pad_id),
+        join(part.mask, 0, 0), join(part.log_probs, 0, 0),
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from worker.job import Job, SampledText
 
 # A gloo or NCCL wait gives up after this; a process that died is noticed by the launcher long before.
 LONGEST_WAIT_S = 24 * 3600
+LOST = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "ncclRemoteError", "NCCL timeout")
 
 
 class Released(Exception):
@@ -52,6 +53,11 @@ def share_rows(batch_size: int, parts: int) -> int:
             f"multiple of {parts * n_processes()} rows per step."
         )
     return size
+
+
+def is_of_another(error: BaseException) -> bool:
+    """Whether an error says only that another process has gone, as gloo and NCCL put it: not what went wrong."""
+    return any(words in str(error) for words in LOST)
 
 
 class Follower(Job):

@@ -23,6 +23,7 @@ from worker.pausing import Pauser
 from worker.recorder import Recorder
 from worker.saving import seal_folder, take_newest_whole
 from worker.several import LONGEST_WAIT_S, Released, is_first, n_processes, rank, share_rows
+from worker.together import alone, gather_list
 
 datasets.disable_progress_bars()
 transformers.utils.logging.disable_progress_bar()
@@ -209,7 +210,7 @@ def offline_arguments(recipe: OfflineRecipe, folder: Path, seed: int, start: Wei
         "num_train_epochs": recipe.epochs,
         "max_steps": recipe.max_steps or -1,
         "per_device_train_batch_size": size,
-        "per_device_eval_batch_size": max(8, size),
+        "per_device_eval_batch_size": max(1, max(8, size * n_processes()) // n_processes()),
         "gradient_accumulation_steps": recipe.accumulate,
         "lr_scheduler_type": recipe.schedule,
         "max_length": min(recipe.max_length, context_of(start) or recipe.max_length),
@@ -238,14 +239,15 @@ def _plain(tokenizer: Any, name: str, value: Any) -> Any:
 def dry_step(trainer: Any) -> None:
     """One forward and backward pass on the longest batch, thrown away: want of memory shows in the first seconds.
 
-    Raises AppError with the rows per step that fit. Weights, curves and random numbers are left as they were.
+    Raises AppError with the rows per step that fit. Weights, curves and random numbers are left as they were. Each of
+    several processes tries by itself, and where one has no room all of them end.
     """
     rows = trainer.train_dataset
     size = min(trainer.args.per_device_train_batch_size, len(rows))
     lengths = [sum(len(value) for name, value in row.items() if name.endswith("_ids") and value) for row in rows]
     longest = sorted(range(len(rows)), key=lengths.__getitem__)[-size:]
     fitting, failed = size, None
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), alone():
         while fitting:
             try:
                 _pass_once(trainer, [rows[place] for place in longest[-fitting:]])
@@ -254,7 +256,8 @@ def dry_step(trainer: Any) -> None:
                 fitting, failed = fitting // 2, error
                 trainer.model.zero_grad(set_to_none=True)
                 torch.cuda.empty_cache()
-    if failed is not None:
+    fitting = min(gather_list([fitting]))
+    if fitting < size:
         parts = -(-size * trainer.args.gradient_accumulation_steps // max(fitting, 1))
         remedy = (
             f"{fitting} fit: split a step into {parts} parts, and the result is the same"
