@@ -1,22 +1,81 @@
-"""Where rows come from: one file, or a folder that the library `datasets` saved (Arrow streams, one a split)."""
+"""Where rows come from: one file, a folder that the library `datasets` saved (Arrow streams, one a split), or what a
+worker has fetched of a data set on the Hugging Face hub."""
 
 import json
+import re
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from app.config import settings
 from app.errors import Invalid
 from app.prompts.files import MAX_DECODED, BadRow, Rows, find_file, limit_rows, read_rows, resolve_path, row_problem
 
 BATCH = 64
+# owner/name, owner/name:split, owner/name/configuration:split, each also @revision before the split
+HUB_NAME = re.compile(
+    r"(?P<id>\w[\w.-]{0,95}(?:/\w[\w.-]{0,95})?)(?:/(?P<config>[\w.-]{1,96}))?(?:@(?P<revision>\w[\w./-]{0,99}))?"
+    r"(?::(?P<split>\w[\w.-]{0,59}))?"
+)
+
+
+class HubName(NamedTuple):
+    """What a name on the hub says."""
+
+    id: str
+    config: str = ""
+    revision: str = ""
+    split: str = ""
+
+    def __str__(self) -> str:
+        parts = [f"/{self.config}" * bool(self.config), f"@{self.revision}" * bool(self.revision)]
+        return self.id + "".join(parts) + f":{self.split}" * bool(self.split)
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether it names one commit, which never changes."""
+        return re.fullmatch("[0-9a-f]{40}", self.revision) is not None
+
+
+def read_hub_name(text: str) -> HubName:
+    """The parts of a name on the hub; raises Invalid keyed by `path`."""
+    found = HUB_NAME.fullmatch(text.strip())
+    if found is None:
+        message = (
+            f"{text[:200]} is no data set's id: write owner/name, owner/name:split or owner/name/configuration:split, "
+            "with @revision before the split where one is wanted."
+        )
+        raise Invalid(message, {"path": [message]})
+    return HubName(*(found[part] or "" for part in HubName._fields))
+
+
+def peeked(name: str) -> Path:
+    """Where the first rows of a data set on the hub lie once a worker has fetched them; the name is a pinned one."""
+    return settings().folder("hub") / f"{sha256(name.strip().encode()).hexdigest()[:40]}.jsonl"
+
+
+def fetched_name(run_id: int) -> str:
+    """The pinned name of the data set whose first rows a run has fetched."""
+    note = settings().folder("runs", run_id) / "hub.json"
+    return str(json.loads(note.read_text(encoding="utf-8"))["name"])
+
+
+def set_name(source: str, fmt: str = "auto") -> str:
+    """What a set made from this source is called unless somebody names it."""
+    return read_hub_name(source).id.rpartition("/")[2] if fmt == "hub" else Path(source).name.split(".")[0]
 
 
 def open_rows(source: str, fmt: str = "auto") -> Rows:
-    """(number, row) or BadRow for every row of a file or a saved data set; raises Invalid keyed by `path`."""
+    """(number, row) or BadRow for every row of a file or a saved data set; raises Invalid keyed by `path`.
+
+    Of a data set on the hub these are the first rows that were fetched to be looked at; its import reads all of it.
+    """
     if fmt == "hub":
-        raise Invalid(
-            f"{source} is a name on huggingface.co: the worker fetches it when the import runs, not before.",
-            {"path": ["is fetched by the import itself"]},
-        )
+        rows = peeked(str(read_hub_name(source)))
+        if not rows.is_file():
+            message = f"Nothing of {source} has been fetched from the hub yet: let its first rows be fetched."
+            raise Invalid(message, {"path": [message]})
+        return read_rows(rows, "jsonl")
     path = resolve_path(source) if "\x00" not in source else find_file(source)
     if not path.is_dir():
         return read_rows(find_file(source), "auto" if fmt == "arrow" else fmt)
@@ -27,7 +86,7 @@ def list_arrow(folder: Path) -> list[Path]:
     """The Arrow files of a saved data set, all its splits; raises Invalid where the folder is none."""
     folders = [folder]
     if (folder / "dataset_dict.json").is_file():
-        splits = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8")).get("splits", [])
+        splits = _read_list(folder / "dataset_dict.json", "splits")
         folders = [folder / Path(str(split)).name for split in splits]
     files: list[Path] = []
     for one in folders:
@@ -38,9 +97,21 @@ def list_arrow(folder: Path) -> list[Path]:
                 f"{state.name}. Give a file, or such a folder."
             )
             raise Invalid(message, {"path": [message]})
-        listed = json.loads(state.read_text(encoding="utf-8")).get("_data_files", [])
-        files += [one / Path(str(file.get("filename"))).name for file in listed]
+        listed = [file.get("filename") if isinstance(file, dict) else "" for file in _read_list(state, "_data_files")]
+        files += [one / Path(str(name)).name for name in listed]
     return files
+
+
+def _read_list(file: Path, name: str) -> list[Any]:
+    """A list in one of the small JSON files of a saved data set; raises Invalid."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))[name]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        found = error
+    if not isinstance(found, list):
+        message = f"{file.parent.name}/{file.name} has no list “{name}”: save the data set again."
+        raise Invalid(message, {"path": [message]})
+    return found
 
 
 def read_arrow(folder: Path) -> Rows:
