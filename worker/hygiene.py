@@ -78,16 +78,24 @@ def check_set(job: Job, set_id: int, near: float = 0.8, files: list[str] | None 
 
 
 def _chunk(job: Job, set_id: int, after: int) -> list[tuple[int, int, str, str, tuple[int | None, str]]]:
-    """(id, position, the prompt's text without system messages, category, what is stored) of the next prompts."""
-    columns = (Prompt.id, Prompt.position, Prompt.messages, Prompt.category, Prompt.near_of, Prompt.overlaps)
+    """(id, position, the prompt's text with its later turns, category, what is stored) of the next prompts.
+
+    System messages are left out."""
+    columns = (
+        Prompt.id, Prompt.position, Prompt.messages, Prompt.follow_ups, Prompt.category, Prompt.near_of,
+        Prompt.overlaps,
+    )  # fmt: skip
     wanted = sa.select(*(col(column) for column in columns))
     mine = wanted.where(col(Prompt.set_id) == set_id, col(Prompt.position) > after)
     with job.read() as session:
         rows: Any = session.connection().execute(mine.order_by(col(Prompt.position)).limit(CHUNK)).all()
     return [
-        (key, position, "\n".join(m["content"] for m in messages if m["role"] != "system"), category, (near, overlaps))
-        for key, position, messages, category, near, overlaps in rows
-    ]
+        (
+            key, position, "\n".join([*(m["content"] for m in messages if m["role"] != "system"), *follow_ups]),
+            category, (near, overlaps),
+        )
+        for key, position, messages, follow_ups, category, near, overlaps in rows
+    ]  # fmt: skip
 
 
 def _store(job: Job, changes: list[dict[str, Any]]) -> None:
@@ -204,6 +212,7 @@ def _read_questions(file: str) -> Iterator[str]:
     for one in open_rows(file):
         if not isinstance(one, BadRow):
             try:
-                yield read_prompt(one[1], recipe).messages[-1]["content"]
+                draft = read_prompt(one[1], recipe)
+                yield from (draft.messages[-1]["content"], *draft.follow_ups)
             except BadField:
                 continue  # a row without a question holds none to overlap with

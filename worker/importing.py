@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from sqlmodel import Session, col, select
 
 from app.checkpoints.naming import store_named
-from app.db import get, insert_plain
+from app.db import clean_text, get, insert_plain
 from app.errors import Invalid
 from app.prompts.demo_corpus import list_prompts
 from app.prompts.fields import BadField, Draft, pick_split, read_prompt
@@ -47,7 +47,7 @@ class Rejects:
         """Notes a bad row."""
         self.n += 1
         if self.n <= KEPT_REJECTED:
-            self.rows.append(BadRow(line, reason[:1000]))
+            self.rows.append(BadRow(line, clean_text(reason[:1000])))  # it may quote what no database stores
 
     def settle(self, n_good: int, may_reject: bool) -> None:
         """Stores the bad rows; raises Invalid when there are any and none was allowed, or when nothing is left."""
@@ -132,7 +132,7 @@ class PromptSpool:
         self.places = CompactMap()  # prompt → position
         self.own = CompactMap()  # group → the line that brought its split, and the split
         self.moved: set[int] = set()  # groups that hold an out-of-distribution category
-        self.n_own = 0
+        self.n_bare = 0  # prompts that brought no split of their own
         self.digest, self.counts = hashlib.sha256(), Counter[str]()
         self._pending = path.with_suffix(".partial")
         self._file = self._pending.open("w", encoding="utf-8")
@@ -147,14 +147,14 @@ class PromptSpool:
         """The prompt's position in the set; raises BadField when its group already stands in another split."""
         sha256 = draft.sha256
         key = int(sha256[:16], 16) or 1
+        group = hash64(draft.group)
+        if draft.split:
+            self._claim(draft, group, line)
         found = self.places.get(key)
         if found is not None:
             self.n_merged += 1
             return found
-        group = hash64(draft.group)
-        if draft.split:
-            self._claim(draft, group, line)
-            self.n_own += 1
+        self.n_bare += not draft.split
         if draft.category in self.ood:
             self.moved.add(group)
         self.places.setdefault(key, self.n)
@@ -180,7 +180,7 @@ class PromptSpool:
         """The whole group's split: out of distribution, else the one it brought, else by its hash."""
         if key in self.moved:
             return "ood"
-        own = self.own.get(key) if self.n_own else None
+        own = self.own.get(key) if len(self.own) else None
         return SPLITS[own % 4] if own is not None else pick_split(group, self.dev_share, self.test_share)
 
     def _count(self, sha256: str, split: str, group: str) -> None:
@@ -190,7 +190,7 @@ class PromptSpool:
     def finish(self, n_rejected: int) -> None:
         """Fixes the splits and writes what the set's row says, then gives the spool its name."""
         self._file.close()
-        if self.moved or 0 < self.n_own < self.n:  # a later row may have decided the split of an earlier one
+        if self.moved or (len(self.own) and self.n_bare):  # a later row may have decided the split of an earlier one
             self._split_again()
         facts = {
             "n": self.n, "n_merged": self.n_merged, "n_rejected": n_rejected, "sha256": self.digest.hexdigest(),

@@ -75,7 +75,11 @@ def read_annotation(row: Any, line: int, recipe: ImportAnnotationsRecipe) -> Ann
     texts = _texts(row, recipe)
     if sides:
         texts |= {"a_name": sides[0], "b_name": sides[1]}
-    key = [_cell(row, name, "item") for name in recipe.item_fields] or _own_key(recipe, texts, line)
+    cells = [_cell(row, name, "item") for name in recipe.item_fields]
+    if cells and not any(cells):
+        raise BadField(f"nothing tells which item it is about: {' and '.join(recipe.item_fields)[:200]} is empty")
+    # “1:2” and “3” are not “1” and “2:3”
+    key = [cell.replace("\\", "\\\\").replace(":", "\\:") for cell in cells] or _own_key(recipe, texts, line)
     named = sorted(sides) if sides else []
     group = ":".join(_cell(row, name, "prompt") for name in recipe.group_fields) or _group_of(texts) or ":".join(key)
     category = _cell(row, recipe.category_field, "category") if recipe.category_field else ""
@@ -171,7 +175,11 @@ def is_empty(value: Any) -> bool:
 
 def as_text(value: Any) -> str:
     """A cell as text: what is no text, as JSON. Raises BadField for what no database stores."""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, bytes):  # as Parquet may hold texts
+        value = value.decode("utf-8", "surrogateescape")
+    if value is None or isinstance(value, bool | int | float | list | dict):
+        value = json.dumps(value, ensure_ascii=False, default=str)
+    text = str(value)
     if "\x00" in text:
         raise BadField("it holds a NUL character: remove it")
     try:

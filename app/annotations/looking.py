@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from app.annotations.fields import AnnotationDraft
 from app.annotations.layouts import fill, read_annotations
 from app.annotations.recipes import ImportAnnotationsRecipe
+from app.db import clean_text
 from app.errors import Invalid
 from app.pairs.fields import PairDraft, guess_layout, read_pairs
 from app.prompts.fields import ADDED, GUESSES, BadField, Draft, read_prompt
@@ -70,7 +71,8 @@ def look(target: str, given: Mapping[str, Any]) -> Look:
             found.errors.setdefault(name, []).append(item["msg"].removeprefix("Value error, "))
         found.error = "; ".join(said for many in found.errors.values() for said in many)
     except Invalid as error:
-        found.error, found.errors = error.message, error.fields or {}
+        found.error = clean_text(error.message)  # it may quote half a character
+        found.errors = {name: [clean_text(one) for one in said] for name, said in error.fields.items()}
     except OSError as error:  # a name too long, a folder that may not be read
         found.error = f"The path cannot be read: {error.strerror or error}."
     return found
@@ -79,7 +81,7 @@ def look(target: str, given: Mapping[str, Any]) -> Look:
 def _count(found: Look, one: Good | BadRow) -> None:
     if isinstance(one, BadRow):
         found.n_bad += 1
-        found.bad += [one] if len(found.bad) < KEPT else []
+        found.bad += [BadRow(one.line, clean_text(one.reason))] if len(found.bad) < KEPT else []
     else:
         found.n_good += 1
         found.good += [one] if len(found.good) < SHOWN else []
@@ -167,4 +169,4 @@ def mapping_of(recipe: Recipe, row: Any) -> list[tuple[str, str]]:
         ]  # fmt: skip
     else:
         said = [("Fields of a row", ", ".join(names))]
-    return [(what, fields) for what, fields in said if fields]
+    return [(what, clean_text(fields)) for what, fields in said if fields]

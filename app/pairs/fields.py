@@ -9,7 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.pairs.layouts import read_oasst, read_pandalm, read_ultrafeedback, read_votes
-from app.prompts.fields import BadField, Draft, Messages, clean, default_group, read_messages, split_dialogue
+from app.prompts.fields import (
+    SPLIT_WORDS,
+    BadField,
+    Draft,
+    Messages,
+    clean,
+    default_group,
+    read_messages,
+    split_dialogue,
+)
+from app.prompts.models import SPLITS
 from app.prompts.recipes import ImportPairsRecipe
 
 KNOWN = (
@@ -19,7 +29,6 @@ KNOWN = (
 )
 Found = tuple[Messages, str, str, str]  # prompt, first completion, second one, label
 PROMPTS = ("prompt", "conversations", "messages", "instruction", "question")
-SPLITS = {"train", "dev", "test", "ood"}
 
 
 @dataclass(slots=True)
@@ -37,7 +46,7 @@ def read_pairs(row: Any, recipe: ImportPairsRecipe) -> list[PairDraft]:
     if not isinstance(row, dict):
         raise BadField("no object with named fields: write one {…} a row")
     layout = guess_layout(row, recipe) if recipe.layout == "auto" else recipe.layout
-    known = {name: row.get(name) for name in ("group", "category", "split")}
+    known = {name: value for name in ("group", "category", "split") if isinstance(value := row.get(name), str | int)}
     drafts = []
     for messages, first, second, label in READERS[layout](row, recipe):
         if first == second:
@@ -46,8 +55,11 @@ def read_pairs(row: Any, recipe: ImportPairsRecipe) -> list[PairDraft]:
             messages=messages, group=default_group(messages), source=recipe.source[:300], licence=recipe.licence[:120]
         )
         for name, value in known.items():
-            if isinstance(value, str) and value.strip() and (name != "split" or value in SPLITS):
-                setattr(prompt, name, clean(value, name)[:120])
+            text = str(value).strip()
+            if name == "split":
+                text = SPLIT_WORDS.get(text.lower(), text.lower())
+            if text and (name != "split" or text in SPLITS):  # another word is a file's own, such as its origin
+                setattr(prompt, name, clean(text, name)[:120])
         drafts.append(PairDraft(prompt, first, second, label))
     return drafts
 
@@ -94,10 +106,9 @@ def _read_pku(row: Mapping[str, Any], recipe: ImportPairsRecipe) -> list[Found]:
     texts = [_text(row, "response_0"), _text(row, "response_1")]
     name = f"{recipe.label}_response_id"
     label = row.get(name)
-    if isinstance(label, str) and label.strip() in {"0", "1"}:  # from CSV
-        label = int(label)
-    if label not in (0, 1) or isinstance(label, bool):
+    if isinstance(label, bool) or str(label).strip() not in {"0", "1", "0.0", "1.0"}:  # CSV and Parquet have texts, 1.0
         raise BadField(f"its field “{name}” is neither 0 nor 1")
+    label = int(float(str(label)))
     return [(prompt, texts[label], texts[1 - label], "a")]
 
 

@@ -1,5 +1,6 @@
 """Layouts of preference files whose labels are scores, ranks or votes: each row may give several pairs."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import combinations
@@ -42,9 +43,12 @@ def read_ultrafeedback(row: Mapping[str, Any], recipe: ImportPairsRecipe) -> lis
 def _score(one: Mapping[str, Any], name: str, number: int) -> float:
     value = one.get("overall_score" if name == "overall" else "fine-grained_score")
     try:
-        return float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError) as error:
-        raise BadField(f"completion {number} has no number as its {name} score") from error
+        score = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        score = math.nan
+    if not math.isfinite(score):
+        raise BadField(f"completion {number} has no number as its {name} score")
+    return score
 
 
 def _some(found: list[Found], what: str) -> list[Found]:
@@ -89,7 +93,8 @@ def _siblings(prompt: Messages, node: Mapping[str, Any], pairing: str) -> list[F
 
 def shown(talk: list[Any], turn: Any) -> list[Any]:
     """A conversation up to the turn that was voted on: MT-Bench's rows hold both turns, whichever was judged."""
-    return talk[: 2 * int(turn)] if str(turn).isdigit() and int(turn) else talk
+    number = str(turn).strip().removesuffix(".0")  # Parquet may hold 1.0
+    return talk[: 2 * int(number)] if number.isdecimal() and int(number) else talk
 
 
 def read_votes(row: Mapping[str, Any], _: ImportPairsRecipe) -> list[Found]:
@@ -119,7 +124,8 @@ def read_pandalm(row: Mapping[str, Any], _: ImportPairsRecipe) -> list[Found]:
     parts = [str(row.get(name) or "") for name in ("instruction", "input")]
     prompt: Messages = [{"role": "user", "content": clean("\n\n".join(p for p in parts if p), "instruction")}]
     sides = [clean(str(row.get(name, "")), name) for name in ("response1", "response2")]
-    votes = Counter(str(row[name]).strip() for name in row if name.startswith("annotator") and row[name] is not None)
+    said = (str(row[name]).strip() for name in row if name.startswith("annotator") and row[name] is not None)
+    votes = Counter(one.removesuffix(".0") for one in said if one)
     top = votes.most_common(2)
     if not top or (len(top) > 1 and top[0][1] == top[1][1]) or top[0][0] not in {"0", "1", "2"}:
         raise BadField("its annotators have no majority among 0 (tie), 1 and 2")

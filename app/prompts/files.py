@@ -43,11 +43,14 @@ Rows = Iterator[tuple[int, Any] | BadRow]
 
 def resolve_path(text: str) -> Path:
     """Where a recipe's path is: absolute, below the data folder (uploads), or below the program's folder."""
-    given = Path(text.strip()).expanduser()
-    if given.is_absolute():
-        return given.resolve()
-    below_data = (settings().data_path / given).resolve()
-    return below_data if below_data.exists() else (ROOT / given).resolve()
+    try:
+        given = Path(text.strip()).expanduser()
+        if given.is_absolute():
+            return given.resolve()
+        below_data = (settings().data_path / given).resolve()
+        return below_data if below_data.exists() else (ROOT / given).resolve()
+    except RuntimeError as error:  # links in a circle, or the home of nobody
+        raise _bad_path(f"{text} leads nowhere ({error}): give another path.") from error
 
 
 def find_file(text: str) -> Path:

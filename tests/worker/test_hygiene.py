@@ -45,6 +45,18 @@ def test_near_duplicates_and_overlaps_are_flagged_and_shown(
     assert "now." in near and "seven times eight" not in near
 
 
+def test_later_turns_are_looked_at_too(project: Project, tmp_path: Path) -> None:
+    held = four_choice_items()[0]["question"]
+    file = tmp_path / "turns.jsonl"
+    talks = [[f"{LONG}, why?", held], [f"{LONG}, why?", "Tell the whole story of that evening in the words of a child"]]
+    file.write_text("\n".join(json.dumps({"turns": turns}) for turns in talks))
+    run = do(project.id, "import_prompts", path=str(file))
+    assert run.status == "done", run.error
+    with reading() as session:
+        rows = session.exec(select(Prompt).order_by(col(Prompt.position))).all()
+    assert [(row.near_of, row.overlaps) for row in rows] == [(None, "demo_facts"), (None, "")]
+
+
 def test_a_set_is_checked_again_against_a_file_of_questions(
     client: TestClient, project: Project, tmp_path: Path
 ) -> None:

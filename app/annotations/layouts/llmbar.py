@@ -68,9 +68,11 @@ def _read_item(
 
 
 def _read_orders(judge: str, answer: dict[str, Any], recipe: ImportAnnotationsRecipe) -> list[Said]:
-    last = answer["results"][-1] if answer.get("results") else {}
+    results = answer.get("results")
+    last = results[-1] if isinstance(results, list) and results else {}
     said = []
     for place, order in enumerate(ORDERS):
-        raw = last.get(order, {}).get("winner") if isinstance(last, dict) else None
+        told = last.get(order) if isinstance(last, dict) else None
+        raw = told.get("winner") if isinstance(told, dict) else None
         said.append(read_label(judge, raw, recipe, place=place))
     return said

@@ -28,7 +28,10 @@ def read_talks(file: Path) -> dict[tuple[str, str], list[dict[str, str]]]:
     if not file.is_file():
         return {}
     rows = (one[1] for one in open_rows(str(file), "jsonl") if not isinstance(one, BadRow))
-    return {(str(row["question_id"]), str(row["model"])): row["conversation"] for row in rows}
+    return {
+        (str(row.get("question_id")), str(row.get("model"))): row["conversation"]
+        for row in rows if isinstance(row, dict) and isinstance(row.get("conversation"), list)
+    }  # fmt: skip
 
 
 def _with_texts(one: tuple[int, Any] | BadRow, talks: dict[tuple[str, str], Any]) -> tuple[int, Any] | BadRow:
@@ -37,5 +40,5 @@ def _with_texts(one: tuple[int, Any] | BadRow, talks: dict[tuple[str, str], Any]
     line, row = one
     for side in "ab":
         talk = talks.get((row.get("question_id", ""), row.get(f"model_{side}", "")), [])
-        row[side] = talk[: 2 * int(row["turn"])] if str(row.get("turn", "")).isdigit() else []
+        row[side] = talk[: 2 * int(row["turn"])] if str(row.get("turn", "")).isdecimal() else []
     return line, row

@@ -82,11 +82,11 @@ def _read_texts(path: Path) -> tuple[dict[str, dict[str, Any]], dict[tuple[str, 
     questions, answers = {}, {}
     file = path / "prompts" / "vicuna_questions.jsonl"
     for one in open_rows(str(file), "jsonl") if file.is_file() else ():
-        if not isinstance(one, BadRow):
+        if not isinstance(one, BadRow) and isinstance(one[1], dict):
             questions[str(one[1].get("question_id"))] = one[1]
     for file in sorted(path.glob("generations/answer_*.jsonl")):
         for one in open_rows(str(file), "jsonl"):
-            if not isinstance(one, BadRow):
+            if not isinstance(one, BadRow) and isinstance(one[1], dict):
                 model, question = file.stem.removeprefix("answer_"), str(one[1].get("question_id"))
                 answers[model, question] = as_text(one[1].get("text") or "")
     return questions, answers

@@ -38,7 +38,7 @@ def _read_beside(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     rows = (one[1] for one in open_rows(str(file), "csv") if not isinstance(one, BadRow))
-    return {row["id"]: row[BESIDE] for row in rows}
+    return {row["id"]: row[BESIDE] for row in rows if "id" in row and BESIDE in row}
 
 
 def _joined(one: tuple[int, Any] | BadRow, model: str, beside: dict[str, Any]) -> tuple[int, Any] | BadRow:
