@@ -25,6 +25,7 @@ KINDS = {
     "import_prompts": "worker.importing:import_prompts",
     "import_pairs": "worker.importing_pairs:import_pairs",
     "import_annotations": "worker.importing_annotations:import_annotations",
+    "peek_hub": "worker.hub:peek_hub",
     "check_prompts": "worker.hygiene:check_prompts",
     "import_checkpoint": "worker.importing_checkpoint:import_checkpoint",
     "export": "worker.export:export_checkpoint",

@@ -26,9 +26,9 @@ from app.prompts.fields import BadField, Draft, pick_split, read_prompt
 from app.prompts.files import BadRow, Rows
 from app.prompts.models import SPLITS, Prompt, PromptSet, RejectedRow
 from app.prompts.recipes import ImportPromptsRecipe
-from app.prompts.sources import open_rows
+from app.prompts.sources import open_rows, set_name
 from worker.compact_map import CompactMap, hash64
-from worker.hub import fetch_hub
+from worker.hub import fetch_hub, source_of
 from worker.hygiene import check_set
 from worker.job import Job
 
@@ -74,8 +74,8 @@ def import_prompts(job: Job) -> None:
     if not spool.exists():
         _validate_prompts(job, recipe, spool)
     facts = read_facts(spool)
-    wanted = recipe.name or (f"{recipe.shipped} prompts" if recipe.shipped else Path(recipe.path).name.split(".")[0])
-    set_id = start_prompt_set(job, wanted, facts, recipe.shipped or recipe.path)
+    wanted = recipe.name or (f"{recipe.shipped} prompts" if recipe.shipped else set_name(recipe.path, recipe.format))
+    set_id = start_prompt_set(job, wanted, facts, recipe.shipped or source_of(job, recipe))
     store_prompts(job, spool, set_id, facts["n"])
     check_set(job, set_id)
     with job.write() as session:

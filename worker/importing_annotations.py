@@ -22,8 +22,9 @@ from app.annotations.recipes import ImportAnnotationsRecipe
 from app.checkpoints.naming import store_named
 from app.db import get
 from app.prompts.files import BadRow, resolve_path
+from app.prompts.sources import set_name
 from worker.compact_map import CompactMap, hash64
-from worker.hub import fetch_hub
+from worker.hub import fetch_hub, source_of
 from worker.importing import Rejects, count_rows, read_facts, read_lines, store_rows
 from worker.job import Job
 
@@ -166,10 +167,12 @@ def _start_set(job: Job, recipe: ImportAnnotationsRecipe, facts: dict[str, Any])
         row = session.exec(select(AnnotationSet).where(AnnotationSet.run_id == job.run_id)).first()
         if row is None:
             row = AnnotationSet(
-                project_id=job.project_id, name="", run_id=job.run_id, source=recipe.source or recipe.path[:500],
+                project_id=job.project_id, name="", run_id=job.run_id,
+                source=recipe.source or source_of(job, recipe)[:500],
                 licence=recipe.licence, **facts,
             )  # fmt: skip
-            store_named(session, row, recipe.name or resolve_path(recipe.path).name.split(".")[0])
+            path = recipe.path if recipe.format == "hub" else resolve_path(recipe.path).name
+            store_named(session, row, recipe.name or set_name(path, recipe.format))
         return row.id
 
 

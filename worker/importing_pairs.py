@@ -27,9 +27,9 @@ from app.prompts.fields import BadField
 from app.prompts.files import BadRow
 from app.prompts.models import Prompt, PromptSet
 from app.prompts.recipes import ImportPairsRecipe
-from app.prompts.sources import open_rows
+from app.prompts.sources import open_rows, set_name
 from worker.compact_map import CompactMap, hash64
-from worker.hub import fetch_hub
+from worker.hub import fetch_hub, source_of
 from worker.hygiene import check_set
 from worker.importing import (
     CHUNK,
@@ -55,8 +55,8 @@ def import_pairs(job: Job) -> None:
     if not (prompts.exists() and pairs.exists()):
         _validate(job, recipe, prompts, pairs)
     facts = read_facts(prompts)
-    wanted = recipe.name or Path(recipe.path).name.split(".")[0]
-    set_id = start_prompt_set(job, wanted, facts, recipe.path)
+    wanted = recipe.name or set_name(recipe.path, recipe.format)
+    set_id = start_prompt_set(job, wanted, facts, source_of(job, recipe))
     store_prompts(job, prompts, set_id, facts["n"])
     check_set(job, set_id)
     total = _store_completions(job, job.folder / "completions.jsonl", set_id)
@@ -219,7 +219,7 @@ def _start_sets(job: Job, recipe: ImportPairsRecipe, set_id: int, wanted: str) -
             judge = _imported_judge(session, job.project_id, recipe)
             verdict_set = VerdictSet(
                 project_id=job.project_id, name="", pair_set_id=pair_set.id, judge_id=judge.id, run_id=job.run_id,
-                protocol={"label": recipe.label, "source": recipe.source or Path(recipe.path).name},
+                protocol={"label": recipe.label, "source": recipe.source or Path(source_of(job, recipe)).name},
             )  # fmt: skip
             store_named(session, verdict_set, f"{wanted}: {judge.name}")
         return pair_set.id, verdict_set.id, verdict_set.judge_id

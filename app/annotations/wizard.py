@@ -1,5 +1,6 @@
 """The import wizard: a file is looked at before anything of it is stored, then imported as what one chooses."""
 
+from hashlib import sha256
 from typing import Any
 from urllib.parse import urlencode
 
@@ -11,10 +12,12 @@ from app.annotations.looking import FIRST, TARGETS, Look, look
 from app.checkpoints.models import Checkpoint
 from app.checkpoints.rendering import NoTemplate, render_chat
 from app.db import Db
-from app.errors import Conflict, Invalid
+from app.errors import Conflict, Invalid, NotFound
 from app.html import html, read_form, recipe_form
 from app.projects.access import Member, Researcher
+from app.prompts.recipes import PeekHubRecipe
 from app.prompts.routes import import_page
+from app.prompts.sources import fetched_name, read_hub_name
 from app.prompts.uploads import Received, store_upload
 from app.runs.queue import launch, new_form_key
 from app.runs.routes import count_refused, project_run
@@ -29,10 +32,19 @@ COMMON = ("name", "limit", "max_chars", "source", "licence", "dev_share", "test_
 
 @router.post("/p/{project}/import/look")
 def receive(request: Request, form: Received, member: Researcher, session: Db) -> Response:
-    """Keeps what was uploaded or pasted, and shows what it seems to be. Nothing is imported."""
-    target = str(form.get("target") or "prompts")
+    """Keeps what was uploaded or pasted, and shows what it seems to be. Nothing is imported.
+
+    Of a data set on the hub a worker fetches the first rows.
+    """
+    target, fmt = str(form.get("target") or "prompts"), str(form.get("format") or "auto")
     try:
         sent = store_upload(form, {"path": str(form.get("path") or "").strip()})
+        if fmt == "hub":
+            if sent.path is not None:
+                sent.drop()
+                said = "A file of yours is no data set on the hub: choose the format auto."
+                raise Invalid(said, {"format": [said]})
+            read_hub_name(sent.values["path"])
     except Invalid as error:
         what = target if target in {"prompts", "pairs"} else "prompts"
         text = form.get("text")
@@ -40,10 +52,17 @@ def receive(request: Request, form: Received, member: Researcher, session: Db) -
             request, session, member, what, read_form(TARGETS[what], form), error.fields or {"": [error.message]},
             text if isinstance(text, str) else "", target="annotations" if target == "annotations" else "",
         )  # fmt: skip
-    query = {"path": sent.values["path"], "format": str(form.get("format") or "auto")}
+    query = {"path": sent.values["path"], "format": fmt}
     query |= {name: str(form.get(name)) for name in COMMON if form.get(name)}
     if target in TARGETS and target != "prompts":  # the page for prompts takes any file: what fits best is opened
         query["target"] = target
+    if fmt == "hub":
+        key = sha256(f"{form.get('form_key') or new_form_key()} {query['path']}".encode()).hexdigest()[:40]
+        run = launch(
+            session, PeekHubRecipe(path=query["path"]), project_id=member.project.id, account_id=member.account.id,
+            form_key=f"peek-{key}",
+        )  # fmt: skip
+        query["fetching"] = str(run.id)
     return RedirectResponse(f"/p/{member.project.slug}/import/look?{urlencode(query)}", status_code=303)
 
 
@@ -51,6 +70,8 @@ def receive(request: Request, form: Received, member: Researcher, session: Db) -
 def show_look(request: Request, member: Researcher, session: Db) -> Response:
     """What the first rows would be, as prompts, preferences and annotations."""
     given = request.query_params
+    if given.get("fetching"):
+        return _wait_for_rows(request, session, member)
     base = {name: given.get(name, "").strip() for name in PARAMS}
     chosen = given.get("target", "")
     common = {name: given[name] for name in COMMON if given.get(name)}
@@ -63,6 +84,21 @@ def show_look(request: Request, member: Researcher, session: Db) -> Response:
     if chosen not in TARGETS:
         chosen = max(looks, key=lambda name: (looks[name].n_good, name == "pairs", name == "annotations"))
     return _page(request, session, member, looks, chosen, {}, given.get("checkpoint", ""), common)
+
+
+def _wait_for_rows(request: Request, session: Session, member: Member) -> Response:
+    """The bar of the run that fetches a data set's first rows; once it is done, the look at them, at their commit."""
+    given = dict(request.query_params)
+    number = given.pop("fetching")
+    if not number.isdecimal() or len(number) > 15:
+        raise NotFound(f"There is no run {number[:40]}.")
+    run = project_run(session, member, int(number))
+    root = f"/p/{member.project.slug}"
+    if run.is_live:
+        return html(request, "prompts/fetching.html", title="Look before you import", run=run)
+    if run.status != "done" or run.kind != "peek_hub":
+        return RedirectResponse(f"{root}/runs/{run.id}", status_code=303)
+    return RedirectResponse(f"{root}/import/look?{urlencode({**given, 'path': fetched_name(run.id)})}", status_code=303)
 
 
 def _page(

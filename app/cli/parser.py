@@ -71,7 +71,12 @@ def _work(commands: Any) -> None:
     bring = _group(commands, "import", "import prompts, pairs or a checkpoint")
     for what in ("prompts", "pairs", "checkpoint"):
         one = _add(bring, what, runs.bring, f"import {what}", is_data=True, is_project=True)
-        one.add_argument("source", help="a Hugging Face id or a folder" if what == "checkpoint" else "a file")
+        one.add_argument(
+            "source",
+            help="a Hugging Face id or a folder"
+            if what == "checkpoint"
+            else "a file, or a Hugging Face id with --set format=hub",
+        )
         _launching(one, f"import_{what}")
     group = _group(commands, "runs", "list, launch, show, cancel and resume runs")
     listing = _add(group, "list", runs.list_, "list the runs, newest first", is_data=True, is_project=True)

@@ -41,10 +41,11 @@ def read_fields(pairs: list[str]) -> dict[str, Any]:
 
 def bring(args: argparse.Namespace) -> int:
     path = Path(args.source).expanduser()
-    if not path.exists() and args.kind != "import_checkpoint":
-        raise Invalid(f"There is no file {path}.")
+    is_hub = read_fields(args.set).get("format") == "hub"
+    if not (path.exists() or is_hub) and args.kind != "import_checkpoint":
+        raise Invalid(f"There is no file {path}; of a data set on the Hugging Face hub say --set format=hub.")
     field = "source" if args.kind == "import_checkpoint" else "path"
-    return _launch(args, {field: str(path.resolve()) if path.exists() else args.source})
+    return _launch(args, {field: str(path.resolve()) if path.exists() and not is_hub else args.source})
 
 
 def start(args: argparse.Namespace) -> int:

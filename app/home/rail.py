@@ -29,7 +29,7 @@ FOR_GRADERS = {"Review", "Grade"}
 ELSEWHERE = {
     "annotations": "review", "revisions": "review", "constitutions": "judge", "import": "prompts", "workers": "runs",
     "experiments": "report", "import_annotations": "review", "check_prompts": "prompts", "rate": "judge",
-    "new_judge": "judge", "new_endpoint": "checkpoints", "export": "checkpoints",
+    "peek_hub": "prompts", "new_judge": "judge", "new_endpoint": "checkpoints", "export": "checkpoints",
 }  # fmt: skip
 
 

@@ -3,10 +3,12 @@
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
+from sqlmodel import Session
 
+from app.prompts.sources import read_hub_name
 from app.runs.recipe import Recipe, points_to
 
-# arrow: a folder that `datasets` saved; hub: an id on huggingface.co, such as owner/name or owner/name:split
+# arrow: a folder that `datasets` saved; hub: a name on the Hugging Face hub, such as owner/name or owner/name:split
 Format = Literal["auto", "jsonl", "json", "csv", "parquet", "text", "arrow", "hub"]
 
 
@@ -88,6 +90,25 @@ class ImportPairsRecipe(Recipe):
     dev_share: float = Field(0.1, ge=0, le=0.9, title="Share of prompts in dev")
     test_share: float = Field(0.2, ge=0, le=0.9, title="Share of prompts in test")
     may_reject: bool = Field(False, title="Import the good rows although some are bad")
+
+
+class PeekHubRecipe(Recipe):
+    """Fetches the first rows of a data set on the hub, at one commit, so that they can be looked at."""
+
+    kind: ClassVar[str] = "peek_hub"
+    aim: ClassVar[str] = "Look into a data set on the hub"
+    verb: ClassVar[str] = "Fetch its first rows"
+
+    path: str = Field(
+        ..., min_length=1, max_length=400, title="Data set on the hub",
+        description="owner/name, owner/name:split or owner/name/configuration@revision:split.",
+    )  # fmt: skip
+
+    def check(self, session: Session, project_id: int) -> None:
+        read_hub_name(self.path)
+
+    def title(self) -> str:
+        return self.name or f"first rows of {self.path}"
 
 
 class CheckPromptsRecipe(Recipe):

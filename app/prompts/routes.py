@@ -15,6 +15,7 @@ from app.projects.access import Member, Researcher, Viewer
 from app.prompts.hygiene import warnings_of
 from app.prompts.models import SPLITS, Prompt, PromptSet, RejectedRow
 from app.prompts.recipes import ImportPairsRecipe, ImportPromptsRecipe
+from app.prompts.sources import fetched_name
 from app.prompts.uploads import Received, Sent, store_upload
 from app.runs.models import Run
 from app.runs.queue import launch, new_form_key
@@ -251,3 +252,11 @@ def _panel(kind: str) -> None:
 
 _panel("import_prompts")
 _panel("import_pairs")
+
+
+@router.get("/p/{project}/runs/{run_id:int}/panel/peek_hub")
+def show_hub_panel(request: Request, member: Viewer, session: Db, run_id: int) -> Response:
+    """On the page of a run that fetched the first rows of a data set on the hub: where to look at them."""
+    run = project_run(session, member, run_id)
+    name = fetched_name(run.id) if run.kind == "peek_hub" and run.status == "done" else ""
+    return html(request, "prompts/_hub_panel.html", run=run, name=name)

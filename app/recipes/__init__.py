@@ -13,7 +13,7 @@ from app.judging.rating_recipes import RateRecipe
 from app.judging.recipes import JudgeRecipe, NewJudgeRecipe
 from app.pairs.playing import PlayRecipe
 from app.pairs.recipes import GenerateRecipe
-from app.prompts.recipes import CheckPromptsRecipe, ImportPairsRecipe, ImportPromptsRecipe
+from app.prompts.recipes import CheckPromptsRecipe, ImportPairsRecipe, ImportPromptsRecipe, PeekHubRecipe
 from app.review.card_recipes import CardRecipe
 from app.review.recipes import AuditRecipe
 from app.revising.recipes import BestOfRecipe, HandOverRecipe, InContextRecipe, RedTeamRecipe, ReviseRecipe
@@ -36,7 +36,7 @@ RECIPES: dict[str, type[Recipe]] = {
     recipe.kind: recipe
     for recipe in (
         ImportPromptsRecipe, ImportPairsRecipe, ImportAnnotationsRecipe, ImportCheckpointRecipe, NewEndpointRecipe,
-        CheckPromptsRecipe, DemoBaseRecipe, ExportRecipe,
+        PeekHubRecipe, CheckPromptsRecipe, DemoBaseRecipe, ExportRecipe,
         GenerateRecipe, NewJudgeRecipe, JudgeRecipe, RateRecipe, AuditRecipe, CardRecipe, SnapshotRecipe,
         RedTeamRecipe, ReviseRecipe, HandOverRecipe, BestOfRecipe, InContextRecipe,
         SftRecipe, RewardRecipe, DpoRecipe, SimpoRecipe, KtoRecipe, PpoRecipe, GrpoRecipe, RlooRecipe,

@@ -34,7 +34,7 @@ PAGES = {
 }  # fmt: skip
 PANELS = {
     "import_prompts", "import_pairs", "import_annotations", "generate", "judge", "sft", "reward", "dpo", "simpo", "kto",
-    "ppo", "grpo", "rloo", "benchmark", "grading", "export",
+    "peek_hub", "ppo", "grpo", "rloo", "benchmark", "grading", "export",
 }  # fmt: skip
 
 
