@@ -17,7 +17,7 @@ from app.db import check_schema, get, reading, transaction
 from app.errors import AppError, Invalid, NotFound
 from app.experiments.board import Board, Cell, experiment_as_json, read_board
 from app.experiments.files import list_shipped, read_experiment, read_outline
-from app.experiments.models import Experiment
+from app.experiments.models import Experiment, state_of
 from app.experiments.start import cancel_experiment, retry_experiment, start_experiment
 from app.launcher import Services
 from app.projects.models import Project
@@ -117,6 +117,12 @@ def follow(experiment: Experiment, services: Services | None, *, is_quiet: bool 
         if experiment.status != "running":
             line.clear()
             return experiment
+        if board.state == "paused":
+            line.clear()
+            tell(f"{experiment.name} is paused, and goes on by itself once this is resumed while workers run:")
+            for cell in board.paused:
+                tell(f"  {cell.step.name}: preflab runs resume {cell.step.run_id}")
+            return experiment
         line.put(status_of(board))
         if not line.is_terminal and time.monotonic() - said_at > PLAIN_EVERY_S:
             tell(status_of(board))
@@ -144,7 +150,7 @@ def describe(cell: Cell) -> str:
         return f"{name}: reused run {step.run_id}"
     if step.status == "done":
         return f"{name}: done in {duration(cell.seconds or 0)}"
-    return f"{name}: {step.status}. {step.error}"
+    return f"{name}: {cell.state}. {step.error}"
 
 
 def status_of(board: Board) -> str:
@@ -166,7 +172,7 @@ def print_results(experiment: Experiment, project: Project) -> None:
         material = read_material(session, experiment)
         audits, gradings = read_audits(session, material), read_gradings(session, material)
     say()
-    say(f"{experiment.name}: {experiment.status}, {board.n_done} of {board.n} steps done.")
+    say(f"{experiment.name}: {board.state}, {board.n_done} of {board.n} steps done.")
     for cell in board.errors:
         say(f"  {describe(cell)}")
     say()
@@ -200,7 +206,10 @@ def list_(args: argparse.Namespace) -> None:
     with reading() as session:
         project = choose_project(session, args.project)
         query = select(Experiment).where(Experiment.project_id == project.id).order_by(col(Experiment.id).desc())
-        rows = [one.model_dump(exclude={"project_id", "form_key", "file"}) for one in session.exec(query)]
+        rows = [
+            one.model_dump(exclude={"project_id", "form_key", "file"}) | {"status": state_of(session, one)}
+            for one in session.exec(query)
+        ]
     columns = ["id", "name", "status", "scale", "seeds", "created_at", "ended_at"]
     show(args, rows, columns, "No experiment yet: preflab experiment run demo")
 
@@ -221,7 +230,7 @@ def change(args: argparse.Namespace) -> None:
         {"retry": retry_experiment, "cancel": cancel_experiment}[args.verb](session, experiment)
         session.flush()
         row = experiment_as_json(session, experiment)
-    show_row(args, row, f"Experiment {experiment.id} is {experiment.status}.")
+    show_row(args, row, f"Experiment {experiment.id} is {row['status']}.")
 
 
 def report(args: argparse.Namespace) -> None:

@@ -80,7 +80,7 @@ def _work(commands: Any) -> None:
         _launching(one, f"import_{what}")
     group = _group(commands, "runs", "list, launch, show, cancel and resume runs")
     listing = _add(group, "list", runs.list_, "list the runs, newest first", is_data=True, is_project=True)
-    listing.add_argument("--status", default="", help="queued, running, done, failed or cancelled")
+    listing.add_argument("--status", default="", help="queued, running, paused, done, failed, cancelled or skipped")
     listing.add_argument("--limit", type=int, default=50)
     start = _add(group, "launch", runs.start, "launch a run of any kind", is_data=True, is_project=True)
     start.add_argument("kind", help="see: preflab recipes")

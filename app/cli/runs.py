@@ -15,7 +15,7 @@ from app.cli.serve import workers_beat
 from app.db import get, reading, transaction
 from app.errors import AppError, Invalid, NotFound
 from app.recipes import RECIPES, read_recipe, recipe_class
-from app.runs.models import ENDED, LIVE, Run
+from app.runs.models import ENDED, RUN_STATE, STATES, Run
 from app.runs.queue import cancel, launch, resume
 from app.runs.routes import run_as_json, seconds_left
 
@@ -62,7 +62,7 @@ def _launch(args: argparse.Namespace, values: dict[str, Any]) -> int:
         show_one(args, run_as_json(run), f"Run {run.id} is {run.status}.{hint}")
         return 0
     run = wait_for(run.id, is_quiet=args.json)
-    show_one(args, run_as_json(run), f"Run {run.id} is {run.status}." + (f" {run.error}" if run.error else ""))
+    show_one(args, run_as_json(run), f"Run {run.id} is {run.state}." + (f" {run.error}" if run.error else ""))
     return 0 if run.status == "done" else 1
 
 
@@ -87,13 +87,13 @@ def wait_for(run_id: int, *, is_quiet: bool = False) -> Run:
 
 
 def list_(args: argparse.Namespace) -> None:
-    if args.status and args.status not in (*LIVE, *ENDED):
-        raise Invalid(f"--status is one of {', '.join((*LIVE, *ENDED))}.")
+    if args.status and args.status not in STATES:
+        raise Invalid(f"--status is one of {', '.join(STATES)}.")
     with reading() as session:
         project = choose_project(session, args.project)
         query = select(Run).where(Run.project_id == project.id).order_by(col(Run.id).desc()).limit(args.limit)
         if args.status:
-            query = query.where(Run.status == args.status)
+            query = query.where(args.status == RUN_STATE)
         rows = [run_as_json(run) | {"created_at": run.created_at} for run in session.exec(query)]
     columns = ["id", "kind", "title", "status", "done", "total", "created_at"]
     show(args, rows, columns, "No run yet. Start one on a page, or: preflab runs launch KIND")
@@ -110,7 +110,7 @@ def change(args: argparse.Namespace) -> None:
         row = run_as_json(run)
     if args.json or args.verb != "show":
         asked = " It was asked to stop." if run.is_cancel_asked and run.is_live else ""
-        show_one(args, row, f"Run {run.id} is {run.status}.{asked}")
+        show_one(args, row, f"Run {run.id} is {run.state}.{asked}")
     else:
         say(yaml.safe_dump(row, sort_keys=False, allow_unicode=True).rstrip())
 

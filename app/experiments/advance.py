@@ -1,5 +1,7 @@
 """Moves experiments on: launches steps whose needs are done, reuses finished runs, and ends the experiment.
 
+A step whose run is paused is open: what needs it waits, and goes on by itself once people have resumed the run.
+
 Called once a second by every worker's ticker. Whoever changes a step first has it (an UPDATE … WHERE status), so any
 number of tickers may run at once.
 """
@@ -16,8 +18,9 @@ from app.errors import AppError, Invalid
 from app.experiments.models import Experiment, Step
 from app.pairs.models import PairSet
 from app.prompts.files import resolve_path
+from app.prompts.sources import read_hub_name
 from app.recipes import read_recipe, recipe_class
-from app.runs.models import LIVE, Run, RunIo
+from app.runs.models import LIVE, SAID, Run, RunIo
 from app.runs.queue import launch, outputs
 from app.runs.recipe import Recipe, noun_of, sha256_of
 from app.training.models import Snapshot
@@ -29,6 +32,9 @@ def advance_all() -> None:
     """One pass over every running experiment."""
     with reading() as session:
         running = session.exec(select(Experiment.id).where(Experiment.status == "running")).all()
+        left = session.execute(_left_over()).all()
+    for step, run in left:
+        _follow(step, run)
     broken: list[Exception] = []
     for experiment_id in running:
         try:
@@ -39,6 +45,16 @@ def advance_all() -> None:
         raise ExceptionGroup("experiments that could not be moved on", broken)
 
 
+def _left_over() -> Any:
+    """Steps of cancelled experiments whose run has ended since."""
+    return (
+        sa.select(Step, Run)
+        .join(Run, col(Run.id) == col(Step.run_id))
+        .join(Experiment, col(Experiment.id) == col(Step.experiment_id))
+        .where(col(Experiment.status) == "cancelled", col(Step.status) == "launched", col(Run.status).not_in(LIVE))
+    )
+
+
 def advance(experiment_id: int) -> None:
     """One pass over an experiment: each change of a step is a transaction of its own."""
     with reading() as session:
@@ -46,7 +62,7 @@ def advance(experiment_id: int) -> None:
         run_ids = [step.run_id for step in steps if step.status == "launched"]
         runs = {run.id: run for run in session.exec(select(Run).where(col(Run.id).in_(run_ids)))}
     for step in steps:
-        if step.status == "launched" and step.run_id in runs:
+        if step.status == "launched" and step.run_id in runs and not runs[step.run_id].is_paused:
             _follow(step, runs[step.run_id])
     by_key = {(step.name, step.seed): step for step in steps}
     for step in steps:
@@ -64,10 +80,7 @@ def _follow(step: Step, run: Run) -> None:
     status, error = "done", ""
     if run.status != "done":
         reason = (run.error or "").strip().rpartition("\n")[2]
-        status, error = (
-            "failed",
-            f"Run {run.id} {'was cancelled' if run.status == 'cancelled' else 'failed'}. {reason}".strip(),
-        )
+        status, error = "failed", f"Run {run.id} {SAID[run.state]}. {reason}".strip()
     with transaction() as session:
         _set(session, step, "launched", status=status, error=error)
     step.status = status
@@ -77,8 +90,9 @@ def _take_turn(experiment_id: int, step: Step, needs: list[Step]) -> None:
     """Launches a waiting step once everything it needs is done, or skips it when that can no longer be."""
     lost = [need for need in needs if need.status in {"failed", "skipped"}]
     if lost:
-        error = f"It needs “{lost[0].name}”, which {'failed' if lost[0].status == 'failed' else 'was skipped'}."
         with transaction() as session:
+            run = session.get(Run, lost[0].run_id) if lost[0].run_id else None
+            error = f"It needs “{lost[0].name}”, which {SAID[lost[0].state(run)]}."
             _set(session, step, "waiting", status="skipped", error=error)
         step.status = "skipped"
     elif all(need.status == "done" for need in needs):
@@ -179,6 +193,8 @@ def _is_stale(session: Session, snapshot_id: int) -> bool:
 
 def _has_changed(recipe: Recipe, run: Run) -> bool:
     """Whether a file that the recipe reads is gone, unreadable or newer than the run."""
+    if getattr(recipe, "format", "") == "hub":
+        return not read_hub_name(str(getattr(recipe, "path", ""))).is_pinned  # what a branch holds may have changed
     given = [getattr(recipe, name, None) for name in ("path", "source", "data")]
     paths = [resolve_path(value) for value in given if value]
     try:
@@ -192,11 +208,13 @@ def _has_changed(recipe: Recipe, run: Run) -> bool:
 
 
 def _end(experiment_id: int, steps: list[Step]) -> None:
-    status = "done" if all(step.status == "done" for step in steps) else "failed"
     with transaction() as session:
+        lost = [step for step in steps if step.status == "failed"]
+        states = {step.state(session.get(Run, step.run_id) if step.run_id else None) for step in lost}
+        status = "failed" if "failed" in states else "cancelled" if states else "done"
         # Read again under the lock: a retry may have put a step back meanwhile.
-        states = set(session.exec(select(Step.status).where(Step.experiment_id == experiment_id)).all())
-        if states <= ENDED:
+        now_at = set(session.exec(select(Step.status).where(Step.experiment_id == experiment_id)).all())
+        if now_at <= ENDED:
             session.execute(
                 sa.update(Experiment)
                 .where(col(Experiment.id) == experiment_id, col(Experiment.status) == "running")

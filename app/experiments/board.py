@@ -30,8 +30,8 @@ class Cell:
 
     @property
     def state(self) -> str:
-        """The step's status, or its run's while that is live."""
-        return self.run.status if self.run is not None and self.step.status == "launched" else self.step.status
+        """The step's status in a reader's words."""
+        return self.step.state(self.run)
 
     @property
     def seconds(self) -> float | None:
@@ -64,14 +64,36 @@ class Board:
     seconds_left: float | None
 
     @property
+    def cells(self) -> list[Cell]:
+        """Every step of every seed."""
+        return [cell for row in self.rows for cell in row.cells]
+
+    @property
     def running(self) -> list[Cell]:
         """Cells whose run is going on now."""
-        return [cell for row in self.rows for cell in row.cells if cell.state == "running"]
+        return [cell for cell in self.cells if cell.state in {"running", "cancelling"}]
+
+    @property
+    def paused(self) -> list[Cell]:
+        """Cells whose run waits for people."""
+        return [cell for cell in self.cells if cell.state == "paused"]
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the page has to look again."""
+        return self.experiment.status == "running" or bool(self.running)
+
+    @property
+    def state(self) -> str:
+        """The experiment's status in a reader's words: where all that is open waits for a paused run, it is paused."""
+        is_going_on = any(cell.state in {"queued", "running", "cancelling"} for cell in self.cells)
+        is_paused = self.experiment.status == "running" and bool(self.paused) and not is_going_on
+        return "paused" if is_paused else self.experiment.status
 
     @property
     def errors(self) -> list[Cell]:
         """Cells with a reason to read."""
-        return [cell for row in self.rows for cell in row.cells if cell.step.error]
+        return [cell for cell in self.cells if cell.step.error]
 
 
 def read_board(session: Session, experiment: Experiment) -> Board:
@@ -112,7 +134,7 @@ def experiment_as_json(session: Session, experiment: Experiment) -> dict[str, An
     """An experiment with its steps, as the API and the command line show it."""
     board = read_board(session, experiment)
     return {
-        **experiment.model_dump(mode="json", exclude={"project_id", "account_id", "form_key"}),
+        **experiment.model_dump(mode="json", exclude={"project_id", "account_id", "form_key"}), "status": board.state,
         "n_steps": board.n, "n_done": board.n_done, "n_lost": board.n_lost, "seconds_left": board.seconds_left,
         "steps": [
             {

@@ -4,9 +4,10 @@ from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
-from sqlmodel import Field
+from sqlmodel import Field, Session, col
 
 from app.db import Row, json_field, long_text, moment, one_of, ref
+from app.runs.models import LIVE, RUN_STATE, Run
 
 
 class Experiment(Row, table=True):
@@ -30,8 +31,8 @@ class Experiment(Row, table=True):
 class Step(Row, table=True):
     """One step of one seed (seed 0: shared by all seeds). Its recipe may point at other steps as "@name".
 
-    `failed` is this step's own failure, `skipped` says that a step it needs failed. Its run is launched once the steps
-    it needs are done.
+    `failed` says that its own run did not come to its end, `skipped` that it never began, for lack of a step that it
+    needs or since the experiment was cancelled. Its run is launched once the steps it needs are done.
     """
 
     __table_args__ = (sa.UniqueConstraint("experiment_id", "name", "seed"),)
@@ -46,3 +47,34 @@ class Step(Row, table=True):
     is_reused: bool = False
     status: str = one_of("status", "waiting", "launched", "done", "failed", "skipped", default="waiting")
     error: str = long_text(default="")
+
+    def state(self, run: Run | None) -> str:
+        """The status in a reader's words: while its run goes on, the run's; and what was cancelled has not failed."""
+        if self.status == "launched" and run is not None:
+            return "cancelling" if run.is_cancel_asked and run.status == "running" else run.state
+        if self.status == "failed" and run is not None and run.status == "cancelled":
+            return run.state
+        return self.status
+
+
+def _has_run(*where: Any) -> Any:
+    of = sa.select(col(Step.id)).join(Run, col(Run.id) == col(Step.run_id)).where(*where)
+    return of.where(col(Step.experiment_id) == col(Experiment.id), col(Step.status) == "launched").exists()
+
+
+STATES = ("running", "paused", "done", "failed", "cancelled")
+# An experiment's status in a reader's words, for queries: where all that is open waits for a paused run, it is paused.
+EXPERIMENT_STATE = sa.case(
+    (
+        sa.and_(
+            col(Experiment.status) == "running", _has_run(RUN_STATE == "paused"), ~_has_run(col(Run.status).in_(LIVE))
+        ),
+        "paused",
+    ),
+    else_=col(Experiment.status),
+)
+
+
+def state_of(session: Session, experiment: Experiment) -> str:
+    """An experiment's status in a reader's words."""
+    return str(session.execute(sa.select(EXPERIMENT_STATE).where(col(Experiment.id) == experiment.id)).scalar_one())

@@ -11,7 +11,7 @@ from app.db import Db, get
 from app.errors import Invalid, NotFound
 from app.experiments.board import experiment_as_json, read_board
 from app.experiments.files import list_shipped, read_outline, read_shipped
-from app.experiments.models import Experiment
+from app.experiments.models import EXPERIMENT_STATE, STATES, Experiment
 from app.experiments.start import cancel_experiment, retry_experiment, start_experiment
 from app.experiments.sweeps import read_sweep
 from app.html import FormValues, html
@@ -36,7 +36,7 @@ def experiments_table(member: Member) -> Table:
     columns = [
         Column("id", Experiment.id, "Experiment", "number", lambda row: f"{root}/{row['id']}"),
         Column("name", Experiment.name, "Name", href=lambda row: f"{root}/{row['id']}"),
-        Column("status", Experiment.status, "Status", "badge"),
+        Column("status", EXPERIMENT_STATE, "Status", "badge"),
         Column("scale", Experiment.scale, "Scale"),
         Column("seeds", Experiment.seeds, "Seeds"),
         Column("created_at", Experiment.created_at, "Started", "when", is_sortable=True),
@@ -46,7 +46,7 @@ def experiments_table(member: Member) -> Table:
         Column("variables", Experiment.variables, "Variables", is_shown=False),
         Column("file", Experiment.file, "File", is_shown=False),
     ]
-    filters = [Filter("status", Experiment.status, "Status", ("running", "done", "failed", "cancelled"))]
+    filters = [Filter("status", EXPERIMENT_STATE, "Status", STATES)]
     where = [Experiment.project_id == member.project.id]
     return Table("experiments", columns, Experiment, Experiment.id, where, filters)
 

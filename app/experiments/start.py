@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import sqlalchemy as sa
 from sqlmodel import Session, col, select
 
-from app.db import now
+from app.db import get, now
 from app.errors import Conflict, Invalid
 from app.experiments.files import check_seeds, read_experiment, read_outline
 from app.experiments.models import Experiment, Step
@@ -67,14 +67,14 @@ def find_same(
 
 
 def retry_experiment(session: Session, experiment: Experiment) -> None:
-    """Resumes the runs of failed steps and puts what was skipped back in line; raises Conflict."""
-    steps = session.exec(
-        select(Step).where(Step.experiment_id == experiment.id, col(Step.status).in_(["failed", "skipped"]))
-    ).all()
+    """Resumes the runs of steps that came to no end and puts what was skipped back in line; raises Conflict."""
+    steps = session.exec(select(Step).where(Step.experiment_id == experiment.id, Step.status != "done")).all()
     if experiment.status == "running" or not steps:
-        raise Conflict("Nothing here has failed: there is nothing to try again.")
+        raise Conflict("Nothing here has failed or was cancelled: there is nothing to try again.")
     for step in steps:
         run = session.get(Run, step.run_id) if step.run_id else None
+        if run is not None and run.is_cancel_asked and run.is_live:
+            raise Conflict(f"Run {run.id} is still being cancelled: try again in a moment.")
         if run is not None and run.status in {"failed", "cancelled"}:
             resume(session, run)
         step.status = "launched" if run is not None else "waiting"
@@ -93,10 +93,13 @@ def cancel_experiment(session: Session, experiment: Experiment) -> None:
         raise Conflict(f"This experiment is already {experiment.status}.")
     session.refresh(experiment)
     for step in session.exec(select(Step).where(Step.experiment_id == experiment.id)).all():
-        if step.status == "launched" and not step.is_reused:
-            run = session.get(Run, step.run_id)
-            if run is not None and run.is_live:
+        if step.status == "waiting":
+            step.status, step.error = "skipped", "The experiment was cancelled before this step began."
+        elif step.status == "launched" and step.is_reused:
+            step.status, step.error = "skipped", "The experiment was cancelled; the run goes on for whoever started it."
+        elif step.status == "launched":
+            run = get(session, Run, step.run_id or 0)
+            if run.is_live:
                 cancel(session, run)
-        if step.status in {"waiting", "launched"}:
-            step.status = "failed" if step.status == "launched" else "skipped"
-            step.error = "The experiment was cancelled."
+            if not run.is_live and run.status != "done":  # the ticker follows what is still stopping
+                step.status, step.error = "failed", "The experiment was cancelled."

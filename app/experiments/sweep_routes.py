@@ -14,7 +14,7 @@ from app.db import Db
 from app.errors import Invalid, NotFound
 from app.experiments.board import experiment_as_json
 from app.experiments.frontier import Frontier, Point, draw_frontiers, frontier_as_json
-from app.experiments.models import Experiment
+from app.experiments.models import Experiment, state_of
 from app.experiments.paths import find_passings, paths_as_json, read_paths
 from app.experiments.routes import project_experiment, read_seeds
 from app.experiments.start import start_experiment
@@ -139,6 +139,7 @@ def show_trials(request: Request, member: Viewer, session: Db, experiment_id: in
     return html(
         request, "experiments/trials.html", title=f"Trials of {experiment.name}", experiment=experiment, sweep=sweep,
         frontiers=frontiers, drawings=paths, passings=find_passings(paths, frontiers),
+        state=state_of(session, experiment),
     )  # fmt: skip
 
 
@@ -149,7 +150,7 @@ def show_trials_table(request: Request, member: Viewer, session: Db, experiment_
     paths = read_paths(session, experiment, frontiers)
     return html(
         request, "experiments/_trials.html", experiment=experiment, sweep=sweep, frontiers=frontiers, drawings=paths,
-        passings=find_passings(paths, frontiers),
+        passings=find_passings(paths, frontiers), state=state_of(session, experiment),
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ So it resumes, is cancelled, reuses finished runs and is reported like any other
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -161,6 +162,7 @@ class Trial:
     states: list[str]
     measured: list[Measured]
     n_seeds: int
+    ending: str = ""  # why there is no measurement and will be none: failed, cancelled, paused or skipped
     is_selected: bool = False
 
     @property
@@ -176,12 +178,14 @@ class Trial:
         return sum(one.quality.value for one in self.measured if one.quality) / self.n_seeds
 
 
+_AMONG = {"failed": "failed", "cancelled": "cancelled", "paused": "paused", "skipped": "not begun"}
+
+
 @dataclass(frozen=True)
 class Sweep:
     """The trials of an experiment, each method with its selected one."""
 
     trials: list[Trial]
-    is_over: bool
 
     @property
     def methods(self) -> list[str]:
@@ -207,11 +211,12 @@ class Sweep:
         said = []
         for method in self.methods:
             whole, best = [trial for trial in self.of(method) if trial.is_whole], self.selected(method)
+            lost = Counter(trial.ending for trial in self.of(method) if not trial.is_whole)
+            ends = ", ".join(f"{n} {_AMONG.get(state, 'not ended')}" for state, n in lost.items())
             if best is None:
-                said.append(f"{method}: none of {len(self.of(method))} trials has been measured yet.")
+                said.append(f"{method}: none of {len(self.of(method))} trials has been measured yet ({ends}).")
             else:
-                lost = len(self.of(method)) - len(whole)
-                without = f"; {lost} more {'failed' if self.is_over else 'have not ended'}" if lost else ""
+                without = f" (besides: {ends})" if lost else ""
                 said.append(f"{method}: {best.said} is the best of {len(whole)} trials by dev{without}.")
         if not self.is_equal:
             said.append("The methods had unequally many trials: more trials alone make a better best.")
@@ -232,18 +237,24 @@ def read_sweep(session: Session, experiment: Experiment) -> Sweep | None:
     names = [name for name in by_name if name in of and ": " in by_name[name][0].arm]
     if not names:
         return None
-    ids = [step.run_id for name in names for step in by_name[of[name]] if step.run_id is not None]
-    found = read_measured(session, session.exec(select(Run).where(col(Run.id).in_(ids))).all())
+    ids = [step.run_id for name in names for step in by_name[of[name]] + by_name[name] if step.run_id is not None]
+    runs = {run.id: run for run in session.exec(select(Run).where(col(Run.id).in_(ids)))}
+    found = read_measured(session, [run for run in runs.values() if run.kind == "measure"])
     trials = []
     for name in names:
         first = by_name[name][0]
         method, _, said = first.arm.partition(": ")
         measured = [found[step.run_id] for step in by_name[of[name]] if step.run_id in found]
-        states = [step.status for step in by_name[name]]
-        runs = [step.run_id for step in by_name[name]]
-        kind = str(first.recipe["kind"])
-        trials.append(Trial(name, method, kind, said, runs, states, measured, len(by_name[name])))
-    return Sweep(select_best(trials), experiment.status != "running")
+        states = [step.state(runs.get(step.run_id or 0)) for step in by_name[name]]
+        after = [step.state(runs.get(step.run_id or 0)) for step in by_name[of[name]]]
+        ending = next((state for state in [*states, *after] if state in _AMONG), "")
+        trials.append(
+            Trial(
+                name, method, str(first.recipe["kind"]), said, [step.run_id for step in by_name[name]], states,
+                measured, len(by_name[name]), ending,
+            )
+        )  # fmt: skip
+    return Sweep(select_best(trials))
 
 
 def select_best(trials: Sequence[Trial]) -> list[Trial]:

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlmodel import Session, SQLModel, col, select
 
 from app.checkpoints.models import Checkpoint
-from app.experiments.models import Experiment, Step
+from app.experiments.models import Experiment, Step, state_of
 from app.grading.models import Grade, GradeItem, Grading
 from app.judging.models import Judge, VerdictSet
 from app.pairs.models import PairSet
@@ -62,7 +62,10 @@ def _new(root: str, kind: str, **fields: Any) -> str:
 def _going_on(session: Session, project: Project, root: str) -> Iterator[NextStep]:
     """What runs now, and what has failed."""
     experiment = _newest(session, Experiment, project)
-    if experiment is not None and experiment.status == "running":
+    if experiment is not None and state_of(session, experiment) == "paused":
+        text = f"“{experiment.name}” is paused: a run waits for people to look at it, and to resume it."
+        yield NextStep(text, "See which", f"{root}/experiments/{experiment.id}")
+    elif experiment is not None and experiment.status == "running":
         states = session.exec(select(Step.status).where(Step.experiment_id == experiment.id)).all()
         text = f"“{experiment.name}” is running: {states.count('done')} of {len(states)} steps are done."
         yield NextStep(text, "Watch it", f"{root}/experiments/{experiment.id}")
@@ -71,6 +74,10 @@ def _going_on(session: Session, project: Project, root: str) -> Iterator[NextSte
         yield NextStep(text, "See what failed", f"{root}/experiments/{experiment.id}")
     else:
         live = _newest(session, Run, project, col(Run.status).in_(LIVE))
+        newest = _newest(session, Run, project)
+        if live is None and newest is not None and newest.is_paused:
+            text = f"Run {newest.id} ({newest.title}) is paused: look at what it hands over, then resume it."
+            yield NextStep(text, "See why", f"{root}/runs/{newest.id}")
         if live is not None:
             yield NextStep(f"Run {live.id} ({live.title}) is {live.status}.", "Watch it", f"{root}/runs/{live.id}")
 

@@ -8,7 +8,7 @@ from sqlmodel import col, select
 
 from app.accounts.access import SignedIn
 from app.db import Db
-from app.experiments.models import Experiment
+from app.experiments.models import EXPERIMENT_STATE, Experiment
 from app.home.next_step import find_next_steps
 from app.home.openapi import describe_api
 from app.home.pipeline import read_stages
@@ -21,7 +21,8 @@ router = APIRouter()
 @router.get("/p/{project}")
 def show_home(request: Request, member: Viewer, session: Db) -> Response:
     """The pipeline."""
-    recent = select(Experiment).where(Experiment.project_id == member.project.id).order_by(col(Experiment.id).desc())
+    mine = select(Experiment, EXPERIMENT_STATE).where(Experiment.project_id == member.project.id)
+    recent = mine.order_by(col(Experiment.id).desc())
     return html(
         request, "home/home.html", title=member.project.name, stages=read_stages(session, member.project),
         steps=find_next_steps(session, member.project), experiments=session.exec(recent.limit(5)).all(),

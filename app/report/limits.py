@@ -10,6 +10,8 @@ from app.report.results import BenchmarkResults
 from app.report.signals import rewarding_judges, training_judges, training_snapshots
 from app.review.cards import deciding_card, lines_that
 
+LOST = {"failed": "failed", "cancelled": "were cancelled", "paused": "are paused", "skipped": "were skipped"}
+
 
 def find_limits(
     session: Session, material: Material, arms: list[ReportArm], results: list[BenchmarkResults],
@@ -30,13 +32,16 @@ def find_limits(
 def _state(material: Material) -> list[str]:
     said = []
     experiment = material.experiment
-    waiting = [step.name for step in material.steps if step.status in {"waiting", "launched"}]
-    lost = [step.name for step in material.steps if step.status in {"failed", "skipped"}]
-    if waiting:
-        said.append(f"The experiment is not over: {len(waiting)} of {len(material.steps)} steps have not ended.")
-    if lost:
-        names = ", ".join(dict.fromkeys(lost))
-        said.append(f"These steps failed or were skipped, and nothing here stands for them: {names}.")
+    states: dict[str, list[str]] = {}
+    for step in material.steps:
+        states.setdefault(step.state(material.run_of(step)), []).append(step.name)
+    n_open = sum(len(names) for state, names in states.items() if state not in {"done", *LOST})
+    if n_open:
+        said.append(f"The experiment is not over: {n_open} of {len(material.steps)} steps have not ended.")
+    for state, verb in LOST.items():
+        if state in states:
+            names = ", ".join(dict.fromkeys(states[state]))
+            said.append(f"These steps {verb}, and nothing here stands for them: {names}.")
     if experiment.scale != "full":
         said.append(f"Run at the scale “{experiment.scale}”, which is smaller than the study the file describes.")
     reused = sum(step.is_reused for step in material.steps)

@@ -21,9 +21,8 @@ def report_as_json(report: Report) -> dict[str, Any]:
     experiment = report.experiment
     return {
         "experiment": {
-            **experiment.model_dump(
-                mode="json", include={"id", "name", "question", "sha256", "scale", "seeds", "status"}
-            ),
+            **experiment.model_dump(mode="json", include={"id", "name", "question", "sha256", "scale", "seeds"}),
+            "status": report.state,
             "about": report.subject,
         },
         "methods": report.methods,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from sqlmodel import Session, col, select
 
 from app.checkpoints.models import Checkpoint
-from app.experiments.models import Experiment
+from app.experiments.models import Experiment, state_of
 from app.judging.models import Judge
 from app.report.arms import Material, ReportArm, read_arms, read_material
 from app.report.budgets import Budgets, read_arm_budgets
@@ -36,6 +36,7 @@ class Report:
     """Everything the page prints."""
 
     experiment: Experiment
+    state: str  # of the experiment, in a reader's words
     material: Material
     arms: list[ReportArm]
     others: list[ReportArm]  # scored checkpoints without an arm's name
@@ -107,7 +108,8 @@ def read_report(session: Session, experiment: Experiment) -> Report:
     gradings, audits = read_gradings(session, material), read_audits(session, material)
     own = [material.runs[step.run_id] for step in material.steps if step.run_id in material.runs]
     return Report(
-        experiment=experiment, material=material, arms=arms, others=others, methods=describe(session, material),
+        experiment=experiment, state=state_of(session, experiment), material=material, arms=arms,
+        others=others, methods=describe(session, material),
         judges=training_judges(session, material), results=results, columns=columns, rows=result_rows(arms, columns),
         headline=headline, teachers=teachers, rounds=read_arm_rounds(session, arms),
         drawings=read_drawings(session, material),

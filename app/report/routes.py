@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from app.db import ROOT, Db
-from app.experiments.models import Experiment
+from app.experiments.models import EXPERIMENT_STATE, STATES, Experiment
 from app.experiments.routes import project_experiment
 from app.html import html
 from app.projects.access import Member, Viewer
@@ -25,13 +25,13 @@ def reports_table(member: Member) -> Table:
         Column("id", Experiment.id, "Report", "number", lambda row: f"{root}/{row['id']}"),
         Column("name", Experiment.name, "Experiment", href=lambda row: f"{root}/{row['id']}"),
         Column("question", Experiment.question, "Question", "long"),
-        Column("status", Experiment.status, "Status", "badge"),
+        Column("status", EXPERIMENT_STATE, "Status", "badge"),
         Column("seeds", Experiment.seeds, "Seeds"),
         Column("scale", Experiment.scale, "Scale"),
         Column("created_at", Experiment.created_at, "Started", "when", is_sortable=True),
         Column("ended_at", Experiment.ended_at, "Ended", "when", is_sortable=True),
     ]
-    filters = [Filter("status", Experiment.status, "Status", ("running", "done", "failed", "cancelled"))]
+    filters = [Filter("status", EXPERIMENT_STATE, "Status", STATES)]
     return Table("report", columns, Experiment, Experiment.id, [Experiment.project_id == member.project.id], filters)
 
 

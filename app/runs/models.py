@@ -4,13 +4,15 @@ from datetime import datetime
 from typing import Any, cast
 
 import sqlalchemy as sa
-from sqlmodel import Field, SQLModel
+from sqlmodel import Field, SQLModel, col
 
 from app.db import Id, Row, json_field, long_text, moment, one_of, ref
 
 QUEUES = ("gpu", "io", "cpu")
 LIVE = ("queued", "running")
 ENDED = ("done", "failed", "cancelled")
+STATES = (*LIVE, *ENDED, "paused", "skipped")  # what a reader is told
+SAID = {"failed": "failed", "cancelled": "was cancelled", "paused": "is paused", "skipped": "was skipped"}
 
 
 class Run(Row, table=True):
@@ -62,6 +64,22 @@ class Run(Row, table=True):
     def is_paused(self) -> bool:
         """It stopped by itself for people to look, and says why; what somebody cancelled says nothing."""
         return self.status == "cancelled" and bool(self.error)
+
+    @property
+    def state(self) -> str:
+        """The status in a reader's words: what waits for people is paused, what never started for lack of another run
+        is skipped."""
+        if self.is_paused:
+            return "paused"
+        return "skipped" if self.status == "failed" and not self.attempt else self.status
+
+
+# The same, for queries.
+RUN_STATE = sa.case(
+    (sa.and_(col(Run.status) == "cancelled", sa.func.coalesce(col(Run.error), "") != ""), "paused"),
+    (sa.and_(col(Run.status) == "failed", col(Run.attempt) == 0), "skipped"),
+    else_=col(Run.status),
+)
 
 
 class RunNeed(SQLModel, table=True):

@@ -17,7 +17,7 @@ from app.projects.access import Member, Researcher, Viewer
 from app.runs.curves import list_figures, read_curves
 from app.runs.event_files import write_events
 from app.runs.lineage import HEIGHT, WIDTH, read_graph, runs_like
-from app.runs.models import ENDED, LIVE, LogLine, Metric, Run, RunIo, RunNeed, Sampled, Worker
+from app.runs.models import LIVE, RUN_STATE, STATES, LogLine, Metric, Run, RunIo, RunNeed, Sampled, Worker
 from app.runs.queue import cancel, resume
 from app.tables import FORMATS, Column, Filter, Format, Table, respond
 
@@ -53,7 +53,7 @@ def runs_table(member: Member) -> Table:
         Column("id", Run.id, "Run", "number", lambda row: f"{root}/{row['id']}"),
         Column("kind", Run.kind, "Kind"),
         Column("title", Run.title, "Title", href=lambda row: f"{root}/{row['id']}"),
-        Column("status", Run.status, "Status", "badge"),
+        Column("status", RUN_STATE, "Status", "badge"),
         Column("done", Run.done, "Done", "number"),
         Column("total", Run.total, "Of", "number"),
         Column("attempt", Run.attempt, "Attempt", "number", is_shown=False),
@@ -64,7 +64,7 @@ def runs_table(member: Member) -> Table:
         Column("error", Run.error, "Error", is_shown=False),
     ]
     filters = [
-        Filter("status", Run.status, "Status", (*LIVE, *ENDED)),
+        Filter("status", RUN_STATE, "Status", STATES),
         Filter("kind", Run.kind, "Kind"),
     ]
     return Table("runs", columns, Run, Run.id, [Run.project_id == member.project.id], filters)
@@ -92,6 +92,7 @@ def run_as_json(run: Run) -> dict[str, Any]:
     """A run as the API shows it."""
     return {
         **run.model_dump(mode="json", exclude={"project_id", "account_id", "form_key"}),
+        "status": run.state,
         "seconds_left": seconds_left(run),
     }
 
@@ -272,7 +273,7 @@ def cancel_run(member: Researcher, session: Db, run_id: int) -> Response:
 
 @router.post("/p/{project}/runs/{run_id}/resume")
 def resume_run(member: Researcher, session: Db, run_id: int) -> Response:
-    """Queues a failed or cancelled run again."""
+    """Queues a run again that failed, was cancelled or paused."""
     resume(session, project_run(session, member, run_id))
     return RedirectResponse(f"/p/{member.project.slug}/runs/{run_id}", status_code=303)
 
@@ -287,7 +288,7 @@ def cancel_run_api(member: Researcher, session: Db, run_id: int) -> dict[str, An
 
 @router.post("/api/v1/p/{project}/runs/{run_id}/resume")
 def resume_run_api(member: Researcher, session: Db, run_id: int) -> dict[str, Any]:
-    """Queues a failed or cancelled run again."""
+    """Queues a run again that failed, was cancelled or paused."""
     run = project_run(session, member, run_id)
     resume(session, run)
     return run_as_json(run)

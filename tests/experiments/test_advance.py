@@ -7,13 +7,15 @@ import pytest
 from sqlmodel import Session, col, select
 
 from app.db import get, now, reading, transaction
+from app.errors import Conflict
 from app.experiments.advance import advance, advance_all
-from app.experiments.models import Experiment, Step
+from app.experiments.board import experiment_as_json, read_board
+from app.experiments.models import Experiment, Step, state_of
 from app.experiments.start import cancel_experiment, find_same, retry_experiment, start_experiment
 from app.projects.models import Project
 from app.prompts.models import PromptSet
 from app.runs.models import QUEUES, Run
-from app.runs.queue import cancel, claim, outputs
+from app.runs.queue import cancel, claim, finish, outputs, resume
 from worker.child import work
 
 FILE = """\
@@ -225,14 +227,62 @@ def test_cancel_stops_and_retry_goes_on(project: Project, folder: Path) -> None:
     assert run_to_end(experiment_id).status == "done"
 
 
-def test_a_cancelled_run_fails_its_step(project: Project, folder: Path) -> None:
+def words(experiment_id: int) -> dict[str, tuple[str, str]]:
+    """What a reader is told of the experiment and of each step, on the board and in the API."""
+    with reading() as session:
+        experiment = get(session, Experiment, experiment_id)
+        board, found = read_board(session, experiment), experiment_as_json(session, experiment)
+        assert state_of(session, experiment) == board.state == found["status"]
+        assert [one["status"] for one in found["steps"]] == [cell.state for cell in board.cells]
+        said = {cell.step.name: (cell.state, cell.step.error) for cell in board.cells}
+        return {"": (board.state, ""), **said}
+
+
+def test_a_cancelled_run_is_no_failure_and_what_needs_it_says_so(project: Project, folder: Path) -> None:
     experiment_id = start(project, folder, SIMPLE)
     advance_all()
     with transaction() as session:
         cancel(session, session.exec(select(Run)).one())
-    assert run_to_end(experiment_id).status == "failed"
-    with reading() as session:
-        assert "was cancelled" in steps_of(session, experiment_id)["prompts", 1].error
+    assert run_to_end(experiment_id).status == "cancelled"
+    assert words(experiment_id) == {
+        "": ("cancelled", ""), "prompts": ("cancelled", "Run 1 was cancelled."),
+        "later": ("skipped", "It needs “prompts”, which was cancelled."),
+    }  # fmt: skip
+
+
+def test_a_cancelled_experiment_says_what_was_running_and_what_never_began(project: Project, folder: Path) -> None:
+    experiment_id = start(project, folder, SIMPLE)
+    advance_all()
+    with transaction() as session:
+        run = claim(session, QUEUES, "test", None)
+        assert run is not None
+    with transaction() as session:
+        cancel_experiment(session, get(session, Experiment, experiment_id))
+    never = ("skipped", "The experiment was cancelled before this step began.")
+    assert words(experiment_id) == {"": ("cancelled", ""), "prompts": ("cancelling", ""), "later": never}
+    with transaction() as session, pytest.raises(Conflict, match="still being cancelled"):
+        retry_experiment(session, get(session, Experiment, experiment_id))
+    work(run.id, run.attempt)
+    advance_all()
+    assert words(experiment_id)["prompts"] == ("cancelled", f"Run {run.id} was cancelled.")
+    with transaction() as session:
+        retry_experiment(session, get(session, Experiment, experiment_id))
+    assert run_to_end(experiment_id).status == "done"
+
+
+def test_a_paused_run_holds_its_experiment_until_it_is_resumed(project: Project, folder: Path) -> None:
+    experiment_id = start(project, folder, SIMPLE)
+    advance_all()
+    with transaction() as session:
+        run = claim(session, QUEUES, "test", None)
+        assert run is not None
+        finish(session, run.id, run.attempt, "cancelled", "Paused after step 3: look at ten pairs.")
+    advance_all()
+    assert words(experiment_id) == {"": ("paused", ""), "prompts": ("paused", ""), "later": ("waiting", "")}
+    with transaction() as session:
+        resume(session, get(session, Run, run.id))
+    assert words(experiment_id)[""] == ("running", "")
+    assert run_to_end(experiment_id).status == "done"
 
 
 def test_the_same_experiment_is_found_again(project: Project, folder: Path) -> None:

@@ -199,4 +199,12 @@ def test_a_sweep_from_the_form_to_the_report_and_test_is_never_read(client: Test
     made_here = client.post("/api/v1/p/demo/sweeps", json=body)
     assert made_here.status_code == 201 and made_here.json()["n_steps"] == 4
     assert client.get("/p/demo/experiments/1/trials.json").json()["is_equal"] is True
+    advance_all()
+    assert client.post("/p/demo/experiments/2/cancel").status_code == 200
+    over = client.get("/p/demo/experiments/2/trials").text
+    assert "dpo: none of 2 trials has been measured yet (2 cancelled)" in over and "badge-failed" not in over
+    board = client.get("/p/demo/experiments/2").text
+    assert "The experiment was cancelled before this step began." in board and "Go on with the rest" in board
+    limits = client.get("/p/demo/report/2.json").json()["limits"]
+    assert [line.partition(",")[0] for line in limits[:2]] == ["These steps were cancelled", "These steps were skipped"]
     assert yaml.safe_load(experiment.file)["name"] == "Which beta"

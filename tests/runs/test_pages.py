@@ -41,6 +41,25 @@ def test_the_list_is_also_json_csv_and_jsonl(client: TestClient, run_id: int) ->
     assert client.get("/p/demo/runs?status=done").text.count("Nothing fits these filters") == 1
 
 
+def test_a_paused_run_is_called_so_wherever_runs_are_listed(client: TestClient, run_id: int) -> None:
+    with db.transaction() as session:
+        run = queue.claim(session, ["cpu"], "test", None)
+        assert run is not None
+        queue.finish(session, run.id, run.attempt, "cancelled", "Paused after step 3: look at ten pairs.")
+    page = client.get("/p/demo/runs").text
+    assert page.count("badge-paused") == 2 and "Resume run 1" in page and "badge-cancelled" not in page
+    assert client.get("/p/demo/runs.json?status=paused").json()["rows"][0]["status"] == "paused"
+    assert client.get("/p/demo/runs.json?status=cancelled").json()["rows"] == []
+    assert client.get(f"/p/demo/runs/{run_id}.json").json()["status"] == "paused"
+    home = client.get("/p/demo").text
+    assert "badge-paused" in home and "is paused: look at what it hands over, then resume it" in home
+    again = client.post(f"/api/v1/p/demo/runs/{run_id}/cancel")
+    assert again.status_code == 409 and "already paused" in again.json()["error"]
+    assert client.post(f"/api/v1/p/demo/runs/{run_id}/resume").json()["status"] == "queued"
+    assert client.post(f"/api/v1/p/demo/runs/{run_id}/cancel").json()["status"] == "cancelled"
+    assert "badge-paused" not in client.get("/p/demo/runs").text
+
+
 def test_keyset_pages_show_every_row_once(client: TestClient, project: Project) -> None:
     with db.transaction() as session:
         wanted = {queue.launch(session, RECIPE, project_id=project.id).id for _ in range(120)}

@@ -13,7 +13,7 @@ from app.projects.models import Project
 from app.prompts.recipes import ImportPromptsRecipe
 from app.review.recipes import AuditRecipe
 from app.runs import queue
-from app.runs.models import LogLine, Metric, Run, RunIo
+from app.runs.models import RUN_STATE, LogLine, Metric, Run, RunIo
 from app.runs.queue import Fenced, NoRow
 from app.runs.routes import seconds_left
 from worker.child import work
@@ -118,6 +118,31 @@ def test_a_run_waits_for_what_it_needs_and_fails_with_it(project: Project) -> No
     with db.transaction() as session:
         assert queue.sweep(session) == 1
     assert status(third) == "failed"
+
+
+def test_what_never_started_says_what_became_of_the_run_it_needs(project: Project) -> None:
+    endings = {"failed": ("failed", "No."), "was cancelled": ("cancelled", None), "is paused": ("cancelled", "Paused.")}
+    after: dict[str, int] = {}
+    for said, (ending, error) in endings.items():
+        first = launch(project)
+        after[said] = launch(project, needs=(first,))
+        run = claim()
+        assert run is not None and run.id == first
+        with db.transaction() as session:
+            queue.finish(session, run.id, run.attempt, ending, error)
+    last = launch(project, needs=(after["failed"],))
+    with db.transaction() as session:
+        assert queue.sweep(session) == 3
+    with db.transaction() as session:
+        assert queue.sweep(session) == 1  # what needed one that was skipped
+    with db.reading() as session:
+        runs = {run.id: run for run in session.exec(select(Run))}
+        told = dict(session.execute(select(Run.id, RUN_STATE)).all())
+    assert told == {key: run.state for key, run in runs.items()}
+    assert sorted(told.values()) == ["cancelled", "failed", "paused", "skipped", "skipped", "skipped", "skipped"]
+    for said, key in after.items():
+        assert f"which this one needs, {said}: it never started" in (runs[key].error or "")
+    assert "was skipped: it never started" in (runs[last].error or "")
 
 
 def test_a_lost_lease_is_taken_over_and_the_late_writer_is_fenced(project: Project) -> None:
