@@ -29,10 +29,11 @@ def fetch_model(job: Job, repo: str, revision: str) -> tuple[Path, str]:
     if not HUB_ID.fullmatch(repo):
         raise _bad(f"{repo} is no directory on the server and no Hugging Face id such as owner/name.")
     import httpx2
+    from huggingface_hub.errors import RevisionResolutionError
 
     try:
         snapshot = _fetch(job, repo, revision)
-    except (OSError, ValueError, RuntimeError, httpx2.HTTPError) as error:
+    except (OSError, ValueError, RuntimeError, RevisionResolutionError, httpx2.HTTPError) as error:
         why = explain(error, repo, "model")
         raise _bad(f"{repo} is no directory on the server. {why}") from error
     named = job.folder / repo.rpartition("/")[2]
@@ -42,16 +43,17 @@ def fetch_model(job: Job, repo: str, revision: str) -> tuple[Path, str]:
 
 
 def _fetch(job: Job, repo: str, revision: str) -> Path:
+    from huggingface_hub import HfApi
     from huggingface_hub.constants import ENDPOINT, is_offline_mode
 
     pinned = job.folder / "hub-commit"  # an attempt that goes on fetches what the first one began with
-    commit = pinned.read_text() if pinned.exists() else revision
+    asked = pinned.read_text() if pinned.exists() else revision
     sizes: dict[str, int] = {}
     small = [f"*{suffix}" for suffix in sorted(BESIDES)]
+    job.log(f"asking {ENDPOINT} for {repo}")
+    commit = HfApi().resolve_revision(repo, revision=asked or None).resolved  # the cache notes it for use offline
     if not is_offline_mode():  # else what the cache holds is taken, if it is whole
-        job.log(f"asking {ENDPOINT} for {repo}")
         info = pin(repo, commit, "model")
-        commit = info.sha
         pinned.write_text(commit)
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or [] if "/" not in file.rfilename}
         _check_names(repo, set(sizes))

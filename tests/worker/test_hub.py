@@ -20,12 +20,15 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from app.annotations.models import AnnotationSet
 from app.checkpoints.models import Checkpoint
+from app.cli import main
 from app.db import get, reading, transaction
+from app.experiments.advance import advance_all
+from app.experiments.models import Step
+from app.experiments.start import start_experiment
 from app.projects.models import Project
 from app.prompts.models import PromptSet
-from app.runs.models import QUEUES
+from app.runs.models import QUEUES, Run
 from app.runs.queue import claim, give_back
-from tests.benchmarks.rows import fresh_project
 from tests.hub_server import TOKEN, Hub
 from tests.judging.rows import spawn
 from tests.prompts.rows import again, do, made, start
@@ -111,8 +114,14 @@ def online(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.T
 
 
 @pytest.fixture
-def demo(sqlite_database: str) -> Project:
-    return fresh_project()
+def database(sqlite_database: str) -> str:
+    """What is asked of the hub does not depend on the database."""
+    return sqlite_database
+
+
+@pytest.fixture
+def demo(project: Project) -> Project:
+    return project
 
 
 REFUSED = [
@@ -306,7 +315,7 @@ def test_a_fetch_that_was_killed_goes_on_with_what_has_arrived_and_then_works_of
     assert row.revision == commit and row.facts["context"] == 64
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     online.asked.clear()
-    away = do(demo.id, "import_checkpoint", source="some/large", revision=commit)
+    away = do(demo.id, "import_checkpoint", source="some/large")
     with reading() as session:
         again_row = get(session, Checkpoint, made(away, "checkpoint"))
     assert again_row.revision == commit and not online.asked
@@ -317,3 +326,42 @@ def wait_for(is_so: Callable[[], bool]) -> None:
     while not is_so():
         assert time.monotonic() < until
         time.sleep(0.05)
+
+
+def test_command_line_api_and_experiment_files_take_hub_ids(
+    client: TestClient, project: Project, online: Hub, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    commit = online.repositories["datasets/some/configs"].branches["main"]
+    assert main(["import", "prompts", "some/configs/plain:test", "--project", "demo"]) == 1
+    assert "--set format=hub" in capsys.readouterr().err
+    assert main(["import", "prompts", "some/configs/plain:test", "--project", "demo", "--set", "format=hub"]) == 0
+    with transaction() as session:
+        run = claim(session, QUEUES, "test", None)
+    assert run is not None and spawn(run).wait() == 0  # a process of its own, which reads HF_ENDPOINT
+    assert again(run.id).status == "done", again(run.id).error
+    sent = {"path": "some/configs/plain:test", "format": "hub"}
+    assert client.post("/api/v1/p/demo/prompts/import", data=sent).status_code == 201
+    assert finish().status == "done"
+    with reading() as session:
+        assert {row.source for row in session.exec(select(PromptSet))} == {f"some/configs/plain@{commit}:test"}
+    text = "name: Hub\nsteps:\n" + "".join(
+        f'  - {{name: s{n}, recipe: {{kind: import_prompts, path: "some/configs/plain{at}:test", format: hub}}}}\n'
+        for n, at in enumerate(["", f"@{commit}"])
+    )
+    for times in (1, 2):
+        with transaction() as session:
+            started = start_experiment(session, project.id, text, variables={}).id
+        advance_all()
+        while again_claimed := claimed():
+            work(again_claimed.id, again_claimed.attempt)
+        advance_all()
+        with reading() as session:
+            steps = {step.name: step for step in session.exec(select(Step).where(Step.experiment_id == started))}
+        assert {step.status for step in steps.values()} == {"done"}
+        # What a branch holds may have changed since; what a commit holds has not.
+        assert (steps["s0"].is_reused, steps["s1"].is_reused) == (False, times == 2)
+
+
+def claimed() -> Run | None:
+    with transaction() as session:
+        return claim(session, QUEUES, "test", None)
