@@ -22,7 +22,8 @@ from app.stats.intervals import Interval
 
 LABELS = ("a", "b", "tie")
 KEPT = 200
-# What first answers said never changes, so neither does the agreement until there are more of them.
+# What first answers said never changes, so neither does the agreement until there are more of them, or other verdicts:
+# a judging that failed may be taken up again.
 _known: "OrderedDict[tuple[Any, ...], Agreement]" = OrderedDict()
 
 
@@ -52,12 +53,18 @@ def read_agreement(session: Session, queue: Queue, *, has_coefficients: bool = T
         raise ValueError("only a random audit says anything about agreement")
     is_given = sa.and_(col(Answer.queue_id) == queue.id, col(Answer.first).is_not(None))
     n = session.execute(sa.select(sa.func.count()).where(is_given)).scalar_one()
-    key = (session.get_bind().engine.url, queue.id, queue.verdict_set_id, n, has_coefficients)
+    key = (session.get_bind().engine.url, queue.id, *state_of_verdicts(session, queue), n, has_coefficients)
     if key not in _known:
         _known[key] = _compute(session, queue, has_coefficients)
         while len(_known) > KEPT:
             _known.popitem(last=False)
     return replace(_known[key], queue=queue)
+
+
+def state_of_verdicts(session: Session, queue: Queue) -> tuple[int, ...]:
+    """What changes whenever a verdict of a queue's set does: its id and its counters."""
+    found = get(session, VerdictSet, queue.verdict_set_id or 0)
+    return found.id, found.n_a, found.n_b, found.n_tie, found.n_null, found.n_flip
 
 
 def _compute(session: Session, queue: Queue, has_coefficients: bool) -> Agreement:

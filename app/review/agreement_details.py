@@ -4,14 +4,15 @@ Like app/review/agreement.py it reads first, blind answers of random samples onl
 """
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import aliased
 from sqlmodel import Session, col
 
-from app.judging.models import Judge, Opinion, Rating, Verdict
+from app.judging.models import Judge, Rating, Verdict
 from app.pairs.models import Completion, Pair
 from app.prompts.models import Prompt
 from app.review.agreement import choice_label
@@ -32,6 +33,7 @@ class Said:
     label: str
     outcome: str | None
     by_principle: dict[str, str]
+    by_judge: dict[str, str | None]  # of a panel: what each member's readings add up to, by its number
     prompt: int
     category: str
     longer: str  # a, b, or tie where the lengths are equal
@@ -59,6 +61,7 @@ class ScoreLine:
     principle: str
     agreement: ScoreAgreement
     alpha: Interval | None
+    people_alpha: Interval | None  # between people, where several scored the same completion
     n_unreadable: int  # pairs of a person's score and a judge's that could not be read
     n_people: int
 
@@ -88,7 +91,7 @@ def read_details(session: Session, queue: Queue) -> Details | None:
             (key, two_line_agreement(labels, [_choice(x.by_principle.get(key)) for x in said], prompts))
             for key in principles
         ],
-        by_judge=_by_judge(session, queue, said),
+        by_judge=_by_judge(session, said),
     )
 
 
@@ -98,7 +101,7 @@ def _read_said(session: Session, queue: Queue) -> list[Said]:
     found = session.execute(
         sa.select(
             col(Answer.pair_id), col(Answer.account_id), col(Answer.first), col(Verdict.outcome),
-            col(Verdict.by_principle), col(Pair.prompt_id), col(Prompt.category),
+            col(Verdict.by_principle), col(Verdict.votes), col(Pair.prompt_id), col(Prompt.category),
             sa.func.length(a.text).label("a"), sa.func.length(b.text).label("b"),
         )
         .join(Verdict, of_pair)
@@ -111,8 +114,9 @@ def _read_said(session: Session, queue: Queue) -> list[Said]:
     )  # fmt: skip
     return [
         Said(
-            row.pair_id, row.account_id, choice_label(row.first), row.outcome, row.by_principle, row.prompt_id,
-            row.category, "a" if row.a > row.b else "b" if row.b > row.a else "tie",
+            row.pair_id, row.account_id, choice_label(row.first), row.outcome, row.by_principle,
+            {key: one["outcome"] for key, one in row.votes.get("by_judge", {}).items()}, row.prompt_id, row.category,
+            "a" if row.a > row.b else "b" if row.b > row.a else "tie",
         )
         for row in found
     ]  # fmt: skip
@@ -161,31 +165,36 @@ def _by(
     ]
 
 
-def _by_judge(session: Session, queue: Queue, said: list[Said]) -> list[tuple[str, TwoLines]]:
-    """Each judge of a panel by itself: what all its readings of a pair say, a tie where they contradict each other."""
-    found = session.execute(
-        sa.select(col(Judge.name), col(Opinion.pair_id), col(Opinion.choice))
-        .join(Judge, col(Judge.id) == col(Opinion.judge_id))
-        .join(Answer, sa.and_(col(Answer.pair_id) == col(Opinion.pair_id), col(Answer.queue_id) == queue.id))
-        .where(
-            col(Opinion.verdict_set_id) == queue.verdict_set_id, col(Opinion.principle) == "",
-            col(Answer.first).is_not(None),
-        )
-    )  # fmt: skip
-    choices: dict[str, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
-    for name, pair, choice in found:
-        choices[name][pair] |= {choice} - {None}
-    if len(choices) < 2:
+def _by_judge(session: Session, said: list[Said]) -> list[tuple[str, TwoLines]]:
+    """Each judge of a panel by itself, as the panel counted it; pairs that nobody was asked about count as they are."""
+    ids = {key for x in said for key in x.by_judge}
+    if len(ids) < 2:
         return []
+    named = session.execute(
+        sa.select(col(Judge.name), col(Judge.id)).where(col(Judge.id).in_([int(key) for key in ids]))
+    )
     labels, prompts = [x.label for x in said], [x.prompt for x in said]
     return [
-        (name, two_line_agreement(labels, [_joint(by_pair.get(x.pair, set())) for x in said], prompts))
-        for name, by_pair in sorted(choices.items())
+        (
+            name,
+            two_line_agreement(labels, [x.by_judge.get(str(key)) if x.by_judge else x.outcome for x in said], prompts),
+        )
+        for name, key in sorted((row.name, row.id) for row in named)
     ]
 
 
-def _joint(choices: set[str]) -> str | None:
-    return None if not choices else choices.copy().pop() if len(choices) == 1 else "tie"
+def _between_people(marks: Sequence[Any], principle: str) -> Interval | None:
+    """Krippendorff's alpha of the scores that several people gave the same completions; None where there are none."""
+    scores: dict[int, dict[int, float]] = defaultdict(dict)
+    prompt_of: dict[int, int] = {}
+    for mark in marks:
+        if principle in mark.scores:
+            scores[mark.completion_id][mark.account_id] = float(mark.scores[principle])
+            prompt_of[mark.completion_id] = mark.prompt_id
+    shared = [key for key, said in scores.items() if len(said) > 1]
+    people = sorted({account for key in shared for account in scores[key]})
+    ratings = [[scores[key].get(account) for key in shared] for account in people]
+    return krippendorff_alpha_interval(ratings, [prompt_of[key] for key in shared], "interval") if shared else None
 
 
 def read_score_lines(session: Session, queue: Queue) -> list[ScoreLine]:
@@ -207,7 +216,7 @@ def read_score_lines(session: Session, queue: Queue) -> list[ScoreLine]:
         .group_by(col(Rating.completion_id), col(Rating.principle))
     )
     judge = {(completion, principle): value for completion, principle, value in read}
-    lines = []
+    lines: list[ScoreLine] = []
     for principle in sorted({key for mark in marks for key in mark.scores}):
         both = [
             (mark.scores[principle], judge.get((mark.completion_id, principle)), mark.prompt_id, mark.account_id)
@@ -219,8 +228,8 @@ def read_score_lines(session: Session, queue: Queue) -> list[ScoreLine]:
         alpha = krippendorff_alpha_interval([own, other], prompts, "interval") if len(readable) > 1 else None
         lines.append(
             ScoreLine(
-                principle, score_agreement(own, other, prompts), alpha, len(both) - len(readable),
-                len({account for *_, account in both}),
+                principle, score_agreement(own, other, prompts), alpha, _between_people(marks, principle),
+                len(both) - len(readable), len({account for *_, account in both}),
             )
         )  # fmt: skip
     return lines

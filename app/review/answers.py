@@ -101,8 +101,12 @@ def is_contradiction(choice: str, outcome: str | None) -> bool:
 
 def _lock_and_read(session: Session, pair_id: int) -> list[Word]:
     """What people say of a pair; two who answer the same pair at this moment settle it one after the other."""
-    session.exec(select(Pair.id).where(Pair.id == pair_id).with_for_update()).one()
+    _lock(session, pair_id)
     return read_words(session, [pair_id]).get(pair_id, [])
+
+
+def _lock(session: Session, pair_id: int) -> None:
+    session.exec(select(Pair.id).where(Pair.id == pair_id).with_for_update()).one()
 
 
 def _settle(session: Session, answer: Answer, queue: Queue, before: list[Word]) -> None:
@@ -144,6 +148,7 @@ def standing_override(session: Session, pair_id: int) -> Override | None:
 
 def withdraw(session: Session, override: Override, account_id: int) -> None:
     """Takes an override back by hand: the row stays, the verdict speaks again. Raises Conflict if it was taken back."""
+    _lock(session, override.pair_id)  # somebody may answer the pair, and so withdraw it, at this moment
     changed = session.execute(
         sa.update(Override)
         .where(col(Override.id) == override.id, col(Override.withdrawn_at).is_(None))

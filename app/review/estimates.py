@@ -16,7 +16,7 @@ from sqlmodel import Session, col
 from app.checkpoints.models import Arm
 from app.judging.models import Verdict
 from app.pairs.models import Completion, Pair
-from app.review.agreement import choice_label
+from app.review.agreement import choice_label, state_of_verdicts
 from app.review.models import Answer, Queue
 from app.stats.ppi import Estimate, estimate_rate
 
@@ -57,7 +57,7 @@ _known: OrderedDict[tuple[Any, ...], Estimates] = OrderedDict()
 
 
 def read_estimates(session: Session, queue: Queue) -> Estimates:
-    """The rates of an audit's verdict set as people would give them; worked out anew once there is another answer.
+    """The rates of an audit's verdict set as people would give them; worked out anew after another answer or verdict.
 
     Raises ValueError for a queue that is no audit.
     """
@@ -65,7 +65,7 @@ def read_estimates(session: Session, queue: Queue) -> Estimates:
         raise ValueError("only a random audit estimates anything")
     is_given = sa.and_(col(Answer.queue_id) == queue.id, col(Answer.first).is_not(None))
     given = session.execute(sa.select(sa.func.count(), sa.func.max(Answer.answered_at)).where(is_given)).one()
-    key = (session.get_bind().engine.url, queue.id, queue.verdict_set_id, *given)
+    key = (session.get_bind().engine.url, queue.id, *state_of_verdicts(session, queue), *given)
     if key not in _known:
         _known[key] = _compute(session, queue)
         while len(_known) > KEPT:

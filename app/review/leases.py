@@ -118,7 +118,10 @@ def keep_draft(session: Session, kind: type[Place], place_id: int, account_id: i
     return bool(kept.rowcount == 1)  # type: ignore[attr-defined]
 
 
-def seconds_held(session: Session, place: Answer | Mark) -> float:
-    """How long a place has been held by the database's clock, a pause counted up to IDLE_S; call it at the answer."""
-    now = db_now(session)
-    return min(max(now - ((place.lease_until or now) - LEASE_S), 0.0), IDLE_S)
+def seconds_held(session: Session, place: Answer | Mark) -> float | None:
+    """How long a place has been held by the database's clock, a pause counted up to IDLE_S; call it at the answer.
+
+    None of one that was given back before: nobody knows how long it was looked at."""
+    if not place.lease_until:
+        return None
+    return min(max(db_now(session) - (place.lease_until - LEASE_S), 0.0), IDLE_S)

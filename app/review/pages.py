@@ -10,6 +10,7 @@ from app.accounts.models import Account
 from app.constitutions.models import Principle
 from app.db import get
 from app.judging.models import Judge, Opinion, Verdict, VerdictSet
+from app.judging.reweigh import root_of
 from app.pairs.models import Completion, Pair
 from app.projects.access import Member
 from app.prompts.models import Prompt
@@ -91,7 +92,7 @@ def _read_reasons(session: Session, answer: Answer, queue: Queue) -> list[Reason
     opinions = session.execute(
         sa.select(Opinion, col(Judge.name))
         .join(Judge, col(Judge.id) == col(Opinion.judge_id))
-        .where(col(Opinion.verdict_set_id) == queue.verdict_set_id, col(Opinion.pair_id) == answer.pair_id)
+        .where(col(Opinion.verdict_set_id) == root_of(session, verdict_set).id, col(Opinion.pair_id) == answer.pair_id)
         .order_by(col(Opinion.judge_id), col(Opinion.sample), col(Opinion.is_swapped))
     ).all()
     reasons = []

@@ -18,6 +18,7 @@ from app.review.leases import NOTE_MAX, seconds_held
 from app.review.models import Mark, Queue
 
 SCALE = range(1, 11)
+POINTS = {str(point) for point in SCALE}
 OVERALL = ""  # the principle of a set that has no constitution
 
 
@@ -78,7 +79,7 @@ def read_scores(asked: list[Asked], given: Mapping[str, object]) -> dict[str, fl
     scores, errors = {}, {}
     for one in asked:
         text = str(given.get(one.key, "")).strip()
-        if not (text.isascii() and text.isdigit() and int(text[:4]) in SCALE):
+        if text not in POINTS:
             errors[one.key or "overall"] = [f"“{text[:20]}” is not on the scale" if text else "has no score"]
         else:
             scores[one.key] = float(text)
@@ -134,9 +135,13 @@ def take_back(session: Session, mark: Mark, account_id: int) -> None:
         mark.is_skipped = True
         session.flush()
         return
-    mark.answered_at, mark.seconds, mark.is_skipped = None, None, False
-    session.flush()
-    session.execute(sa.update(Queue).where(col(Queue.id) == mark.queue_id).values(n_answered=Queue.n_answered - 1))
+    opened = session.execute(
+        sa.update(Mark).where(col(Mark.id) == mark.id, col(Mark.answered_at).is_not(None), col(Mark.is_skipped))
+        .values(answered_at=None, seconds=None, is_skipped=False)
+    )  # fmt: skip
+    session.refresh(mark)
+    if opened.rowcount == 1:  # type: ignore[attr-defined]  # else another press of the same key was quicker
+        session.execute(sa.update(Queue).where(col(Queue.id) == mark.queue_id).values(n_answered=Queue.n_answered - 1))
 
 
 def last_marked(session: Session, queue: Queue, account_id: int) -> Mark | None:

@@ -6,13 +6,18 @@ from starlette.testclient import TestClient
 
 from app.checkpoints.models import Arm
 from app.db import get, reading, transaction
-from app.judging.models import Judge, Opinion, Rating, RatingSet, Verdict
+from app.judging.deciding import decide
+from app.judging.models import Judge, Opinion, Rating, RatingSet, Verdict, VerdictSet
+from app.judging.protocol import Protocol, Seat
+from app.judging.verdicts import OpinionValue
 from app.pairs.models import Completion, Pair
 from app.projects.models import Project
 from app.prompts.models import Prompt
+from app.review.agreement import read_agreement
 from app.review.agreement_details import read_details, read_score_lines
 from app.review.estimates import read_estimates
 from app.review.models import Answer, Mark, Queue
+from app.stats.agreement import krippendorff_alpha
 from app.stats.ppi import estimate_rate
 from tests.review.rows import make_pairs, make_person, make_run, make_verdicts
 
@@ -69,10 +74,14 @@ def test_principles_and_judges_of_a_panel_have_their_own_lines(audit: Queue, pro
         judge = Judge(project_id=project.id, name="a second rule", kind="rule")
         session.add(judge)
         session.flush()
+        first = session.exec(select(Judge.id).where(Judge.name == "a rule")).one()
+        seats = (Seat(first, "rule"), Seat(judge.id, "endpoint", n_votes=5))
+        panel = Protocol(seats, "majority")
         for verdict in verdicts:
             verdict.by_principle = {"true": verdict.outcome or "tie", "short": "tie"}
-            session.add(Opinion(verdict_set_id=verdict.verdict_set_id, pair_id=verdict.pair_id, judge_id=judge.id,
-                                choice="b"))  # fmt: skip
+            votes = [OpinionValue(False, said, sample=n, judge_id=judge.id) for n, said in enumerate("bbabb")]
+            own = OpinionValue(False, verdict.outcome, reason="unread", judge_id=first)
+            verdict.votes = decide(panel, [own, *votes]).votes  # one vote against four is no tie
     with reading() as session:
         found = read_details(session, audit)
     assert found is not None
@@ -80,6 +89,21 @@ def test_principles_and_judges_of_a_panel_have_their_own_lines(audit: Queue, pro
     assert by_principle == {"short": pytest.approx(6 / 120), "true": pytest.approx(114 / 120)}
     by_judge = {name: lines.all_items.value for name, lines in found.by_judge}
     assert by_judge["a rule"] == pytest.approx(114 / 120) and by_judge["a second rule"] == pytest.approx(30 / 120)
+
+
+def test_verdicts_that_came_later_change_what_an_audit_says(audit: Queue) -> None:
+    """A judging that failed, then was taken up again: nobody has answered meanwhile."""
+    with reading() as session:
+        before = read_estimates(session, audit).lines[0].estimate, read_agreement(session, audit).confusion
+    with transaction() as session:
+        verdicts = session.exec(select(Verdict).order_by(col(Verdict.pair_id))).all()
+        verdicts[0].outcome, verdicts[-1].outcome = "tie", "tie"
+        made = get(session, VerdictSet, verdicts[0].verdict_set_id)
+        made.n_a, made.n_tie = made.n_a - 2, made.n_tie + 2
+    with reading() as session:
+        after = read_estimates(session, audit).lines[0].estimate, read_agreement(session, audit).confusion
+    assert before[0].judge == 0 and after[0].judge == pytest.approx(2 / N)
+    assert before[1][2][2] == 0 and after[1][2][2] == 1
 
 
 def test_estimates_are_the_plain_functions(audit: Queue) -> None:
@@ -141,4 +165,14 @@ def test_scores_of_people_and_judge(client: TestClient, audit: Queue, project: P
     assert line.principle == "" and line.n_unreadable == 1 and line.agreement.n == 11
     assert line.agreement.mae and line.agreement.mae.value == pytest.approx(10 / 11)
     assert line.agreement.pearson and line.agreement.pearson.value > 0.98 and line.alpha is not None
+    assert line.people_alpha is None, "nobody scored what another did"
+    with transaction() as session:
+        second = make_person(session, project, "eve", "grader")[0].id
+        for i, completion in enumerate(completions[:5]):
+            session.add(Mark(queue_id=queue.id, completion_id=completion.id, place=1, position=i, account_id=second,
+                             scores={"": 3.0}, answered_at=audit.created_at))  # fmt: skip
+    with reading() as session:
+        (line,) = read_score_lines(session, queue)
+    wanted = krippendorff_alpha([[2, 3, 4, 5, 6], [3] * 5], "interval")
+    assert line.people_alpha and line.people_alpha.n == 5 and line.people_alpha.value == pytest.approx(wanted)
     assert "overall" in client.get(f"/p/{project.slug}/review/{queue.id}/estimates").text

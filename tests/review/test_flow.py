@@ -7,9 +7,10 @@ from starlette.testclient import TestClient
 from app.accounts.logins import COOKIE, make_account
 from app.accounts.models import Account
 from app.db import db_now, get, reading, transaction
+from app.judging.models import Verdict, VerdictSet
 from app.projects.models import Project
 from app.review.answers import as_shown, give_answer
-from app.review.leases import IDLE_S, LEASE_S
+from app.review.leases import IDLE_S, LEASE_S, give_back
 from app.review.models import Answer, Override, Queue
 from app.review.queues import claim_place, make_queue, read_progress
 from app.review.recipes import AuditRecipe
@@ -172,3 +173,29 @@ def test_an_override_always_says_why(client: TestClient, queue: Queue) -> None:
     with reading() as session:
         whys = session.exec(select(Override.why).order_by(col(Override.id))).all()
     assert whys[1] == "A blind answer in an audit contradicts the verdict."
+
+
+def test_what_was_given_back_and_answered_yet_has_no_time(queue: Queue) -> None:
+    with transaction() as session:
+        ann = make_account(session, "ann").id
+        row = claim_place(session, queue, ann)
+        assert row is not None
+        give_back(session, Answer, queue, ann)
+        session.refresh(row)
+        give_answer(session, row, queue, ann, "tie")
+        assert row.first == "tie" and row.seconds is None
+
+
+def test_other_weights_show_the_reasons_they_were_added_up_from(client: TestClient, queue: Queue) -> None:
+    with transaction() as session:
+        judged = get(session, VerdictSet, queue.verdict_set_id or 0)
+        kept = VerdictSet(project_id=judged.project_id, name="other weights", pair_set_id=judged.pair_set_id,
+                          judge_id=judged.judge_id, parent_id=judged.id, weights={"true": 1.0})  # fmt: skip
+        session.add(kept)
+        session.flush()
+        for pair in session.exec(select(Verdict.pair_id).where(Verdict.verdict_set_id == judged.id)).all():
+            session.add(Verdict(verdict_set_id=kept.id, pair_id=pair, outcome="a"))
+        get(session, Queue, queue.id).verdict_set_id = kept.id
+    client.post(f"{ROOT}/{queue.id}/next")
+    page = client.post(f"{ROOT}/answers/{held().id}", data={"choice": "tie"}).text
+    assert "the judge’s secret reason" in page

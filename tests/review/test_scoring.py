@@ -95,7 +95,8 @@ def test_scores_are_whole_numbers_on_the_scale(project: Project) -> None:
     assert [one.key for one in asked] == ["true", "brief"]
     assert read_scores(asked, {"true": "10", "brief": 1}) == {"true": 10.0, "brief": 1.0}
     for given in ({"true": "5"}, {"true": "0", "brief": "5"}, {"true": "11", "brief": "5"}, {"true": "x", "brief": "5"},
-                  {"true": "5", "brief": "4.5"}, {"true": "1", "brief": "1", "other": "1"}):  # fmt: skip
+                  {"true": "5", "brief": "4.5"}, {"true": "5", "brief": "00107"},
+                  {"true": "1", "brief": "1", "other": "1"}):  # fmt: skip
         with pytest.raises(Invalid, match="1 to 10"):
             read_scores(asked, given)
 
