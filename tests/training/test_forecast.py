@@ -48,14 +48,42 @@ def test_without_a_reference_grpo_keeps_one_copy() -> None:
     assert found.copies == 1 and "one copy" in found.sentence
 
 
+def part(method: Method, name: str, **values: object) -> int:
+    given = {"is_lora": False, "rank": 16, "dtype": "float32", "batch": 8, "length": 100, **values}
+    parts = forecast_memory(LLAMA_8B, method, **given).parts  # type: ignore[arg-type]
+    return sum(one.n_bytes for one in parts if one.name.startswith(name))
+
+
 def test_a_pair_is_two_texts() -> None:
-    given = {"is_lora": False, "rank": 16, "dtype": "float32", "batch": 8, "length": 100}
+    given = {"is_lora": True, "length": 400}
+    assert part("dpo", "activations", **given) == 2 * part("sft", "activations", **given)
 
-    def logits(method: Method) -> int:
-        parts = forecast_memory(DEMO, method, **given).parts  # type: ignore[arg-type]
-        return next(part.n_bytes for part in parts if part.name.startswith("logits"))
 
-    assert logits("dpo") == 2 * logits("sft")
+def test_logits_are_held_by_tiles_and_a_reward_model_has_none() -> None:
+    given = {"is_lora": True, "batch": 64, "length": 512}
+    whole = 64 * 512 * 128_256 * 4  # 17 GB of logits alone
+    assert 0 < part("ppo", "tiles", **given) < whole / 50
+    assert 0 < part("sft", "tiles", **given) < whole / 20
+    assert part("reward", "tiles", **given) == 0
+
+
+def test_a_reward_model_that_is_no_adapter_is_another_set_of_weights() -> None:
+    given = {"is_lora": True, "rank": 16, "dtype": "bfloat16", "batch": 1, "length": 512}
+    shared, copied, none = (
+        forecast_memory(LLAMA_8B, "ppo", reward=reward, **given)  # type: ignore[arg-type]
+        for reward in ("adapter", "copy", "none")
+    )
+    assert (shared.copies, copied.copies) == (1, 2) and "no adapter on it" in copied.sentence
+    assert copied.n_bytes - none.n_bytes == 2 * (8_030_261_248 - 128_256 * 4096)  # without an output layer
+    assert shared.n_bytes - none.n_bytes == 4 * 41_943_040
+
+
+def test_many_rollouts_are_the_highest_moment_of_small_minibatches() -> None:
+    given = {"is_lora": True, "rank": 16, "dtype": "bfloat16", "batch": 1, "length": 1024, "new": 512}
+    few = forecast_memory(LLAMA_8B, "ppo", rollouts=1, **given)  # type: ignore[arg-type]
+    many = forecast_memory(LLAMA_8B, "ppo", rollouts=512, **given)  # type: ignore[arg-type]
+    assert few.parts[-1].name == "tiles of logits" and "rollout" in many.parts[-1].name
+    assert many.n_bytes > few.n_bytes
 
 
 def test_narrow_weights_shrink_the_base_but_not_its_embeddings_or_adapters() -> None:
