@@ -16,11 +16,13 @@ from app.judging.models import Judge
 from app.judging.trying import forecast
 from app.pairs.models import PairSet
 from app.projects.access import Member, Viewer
+from app.review.card_progress import read_progress
 from app.review.card_recipes import CardRecipe
 from app.review.cards import deciding_card, lines_that, state_of
 from app.review.models import JudgeCard
 from app.runs.models import Run
 from app.runs.queue import check_reference
+from app.runs.routes import project_run
 from app.tables import FORMATS, Column, Filter, Format, Table, respond
 
 router = APIRouter()
@@ -99,6 +101,17 @@ def show_card(request: Request, member: Viewer, session: Db, card_id: int) -> Re
         pairs=get(session, PairSet, card.pair_set_id), run=get(session, Run, card.run_id) if card.run_id else None,
         constitution=get(session, Constitution, card.constitution_id) if card.constitution_id else None,
         kinds=PROBES, failed=lines_that(card, "failed"), undecided=lines_that(card, "undecided"),
+    )  # fmt: skip
+
+
+@router.get("/p/{project}/runs/{run_id:int}/panel/card")
+def show_card_panel(request: Request, member: Viewer, session: Db, run_id: int) -> Response:
+    """The card's part of its run's page: how far the probes are, then its lines."""
+    run = project_run(session, member, run_id)
+    card = session.exec(select(JudgeCard).where(JudgeCard.run_id == run.id)).first()
+    return html(
+        request, "review/_card_panel.html", run=run, card=card, state=state_of(card) if card else "", kinds=PROBES,
+        progress=read_progress(session, card) if card and not card.lines else [],
     )  # fmt: skip
 
 

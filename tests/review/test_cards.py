@@ -15,9 +15,11 @@ from app.projects.projects import make_project
 from app.review.cards import cards_of, deciding_card, read_people
 from app.review.models import Answer, JudgeCard, Queue
 from app.runs.models import Run
-from tests.judging.rows import claim_next, do, made, make_pairs, read
+from tests.judging.rows import claim_next, do, made, make_pairs, read, start
 from tests.review.rows import make_person
+from worker.card import make_card
 from worker.child import work
+from worker.job import Job
 
 FORMATTED = "Answer: it — Confidence: high — Reasoning: one. Two and three."
 TEXTS = [(f"q {i}", FORMATTED, "No format. None.", None) for i in range(45)]
@@ -51,11 +53,15 @@ def test_from_the_judges_page_to_the_card(client: TestClient, project: Project, 
     page = client.post("/p/demo/new/card", data=sent)
     assert page.status_code == 200 and "/p/demo/runs/" in str(page.url)
     run = claim_next()
+    assert "being made of your own pairs" in client.get(f"/p/demo/runs/{run.id}/panel/card").text
     unfinished = client.get("/p/demo/judge/cards").text
     assert "No Judge Card yet" in unfinished
     work(run.id, run.attempt)
     card_id = made(read(Run, run.id), "judge_card")
-    assert f'href="/p/demo/judge/cards/{card_id}"' in client.get(f"/p/demo/runs/{run.id}").text
+    shown = client.get(f"/p/demo/runs/{run.id}").text
+    assert f'href="/p/demo/judge/cards/{card_id}"' in shown and "panel/card" in shown
+    panel = squeezed(client.get(f"/p/demo/runs/{run.id}/panel/card").text)
+    assert "badge-passed" in panel and "Position flips" in panel and "hx-get" not in panel
     card = squeezed(client.get(f"/p/demo/judge/cards/{card_id}").text)
     for said in (
         "badge-passed", "Every limit is kept", "Position flips", "there is no order to be swayed by",
@@ -87,6 +93,26 @@ def test_from_the_judges_page_to_the_card(client: TestClient, project: Project, 
     assert "always ready to help" not in client.get("/p/demo/pairs/completions?ended=imported").text
     counts = {one["id"] for one in client.get("/p/demo/pairs.json").json()["rows"]}
     assert counts == {pairs}
+
+
+@SQLITE
+def test_a_run_s_page_counts_the_probes_while_they_are_judged(client: TestClient, project: Project, pairs: int) -> None:
+    judge = rule(project)
+    run = start(project.id, kind="card", judge=judge, pair_set=pairs, n=40, n_own=45)
+    panels: list[str] = []
+
+    class Watched(Job):
+        def progress(self, done: int, total: int, note: str = "") -> None:
+            super().progress(done, total, note)
+            panels.append(squeezed(client.get(f"/p/demo/runs/{run.id}/panel/card").text))
+
+    make_card(Watched(run.id, run.attempt))
+    first, *_, last = [panel for panel in panels if "Probes so far" in panel]
+    for panel in (first, last):
+        assert "hx-get" in panel and "Your own pairs, as they are" in panel and "Persuaded by an injected text" in panel
+    assert "45 of 45" in last and '40 <span class="quiet small">ties</span>' in last
+    assert '0 <span class="quiet small">flips</span>' in last
+    assert "no figure" in client.get(f"/p/demo/runs/{run.id}/panel/card").text  # the lines, once all are judged
 
 
 @SQLITE
