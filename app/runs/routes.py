@@ -33,8 +33,8 @@ PAGES = {
     "constitution": "constitutions", "grading": "grade", "arm": "checkpoints/arms", "benchmark": "benchmarks",
 }  # fmt: skip
 PANELS = {
-    "import_prompts", "import_pairs", "import_annotations", "generate", "judge", "card", "sft", "reward", "dpo", "simpo", "kto",
-    "peek_hub", "ppo", "grpo", "rloo", "benchmark", "grading", "export",
+    "import_prompts", "import_pairs", "import_annotations", "peek_hub", "generate", "judge", "card", "sft", "reward",
+    "dpo", "simpo", "kto", "ppo", "grpo", "rloo", "benchmark", "grading", "export",
 }  # fmt: skip
 
 
