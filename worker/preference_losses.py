@@ -2,7 +2,7 @@
 
 DPO: Rafailov et al. 2023, 2305.18290, eq. 7. IPO: Azar et al. 2023, 2310.12036, eq. 17, averaged over tokens as its
 authors advise. Hinge: SLiC, Zhao et al. 2023, 2305.10425. Label smoothing ("conservative DPO"): Mitchell 2023, note on
-DPO, eq. 3. Robust: Chowdhury et al. 2024, 2403.00409, eq. 6. SimPO: Meng et al. 2024, 2405.14734, eq. 6.
+DPO, eq. 3. Robust: Chowdhury et al. 2024, 2403.00409. SimPO: Meng et al. 2024, 2405.14734, eq. 6.
 
 Shapes: b pairs. A log-ratio is log π/π_ref summed over a completion's tokens, in nats; n is how many tokens it has.
 """

@@ -4,7 +4,7 @@ and, where there is one, by a reward model that trains nothing. An audit of what
 Beside each sample stands how far the policy has moved from its reference there (worker/distance.py): two forward passes
 where sampling took one a token. What a look cost is counted apart, as recorder_seconds and recorder_tokens.
 
-Detectors: length; repetition, the share of 4-grams of words said before (Holtzman et al. 2020, 1904.09751, sec. 4);
+Detectors: length; repetition, the share of 4-grams of words said before (seq-rep-4 of Welleck et al. 2020, 1908.04319);
 refusal, by its usual openings; strict format.
 """
 

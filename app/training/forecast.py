@@ -2,7 +2,7 @@
 
 Full fine-tuning keeps a separate copy of the weights for every model of the method; LoRA keeps one frozen base and
 small adapters. Counted: weights, gradients, AdamW's two moments (float32), activations kept for the backward pass
-(Korthikanti et al. 2022, 2205.05198, section 4, without attention scores, which fused attention does not keep), tiles
+(Korthikanti et al. 2022, 2205.05198, equation 1, without attention scores, which fused attention does not keep), tiles
 of logits, and rollouts. What is not there at the same time is not added up: gradients grow as activations go, so the
 larger of the two counts, and a rollout is over before the first step. Not counted: the framework itself, fragmentation,
 and what a kernel sets aside. `python -m bench.forecast` prints it beside counted bytes, and tests hold it to 0.8 to 1.5
