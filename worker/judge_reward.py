@@ -13,6 +13,7 @@ from typing import Any
 
 from sqlmodel import Session
 
+from app.checkpoints.chat import ChatAnswer
 from app.checkpoints.endpoints import target_of
 from app.constitutions.constitutions import freeze, read_principles
 from app.db import get
@@ -33,16 +34,17 @@ ENOUGH = 20  # completions after which a share is worth stopping for
 
 
 class JudgeReward:
-    """The judge of a training run's recipe."""
+    """The judge of a training run's recipe; or one that only watches it, by `recipe`, counted apart too."""
 
-    def __init__(self, job: Job) -> None:
-        self.job, self.recipe = job, job.recipe
+    def __init__(self, job: Job, recipe: Any = None) -> None:
+        self.job, self.recipe, self.is_watching = job, recipe or job.recipe, recipe is not None
         self.n = self.n_unread = 0
-        constitution = int(job.recipe.constitution)
+        constitution = int(self.recipe.constitution)
         with job.write() as session:
-            if not get(session, Run, job.run_id).done:  # it may have failed its card since the launch
+            # It may have failed its card since the launch.
+            if not self.is_watching and not get(session, Run, job.run_id).done:
                 job.recipe.check_waiver(session)
-            judge = get(session, Judge, job.recipe.judge)
+            judge = get(session, Judge, self.recipe.judge)
             freeze_judge(session, judge)
             freeze(session, constitution)
         with job.read() as session:
@@ -51,12 +53,13 @@ class JudgeReward:
             if judge.kind == "endpoint":
                 self.asking = RatingAsk(
                     target_of(endpoint_of(session, judge)), read_guide(session, constitution),
-                    with_reason=job.recipe.with_reason, temperature=0.0, max_tokens=job.recipe.judge_max_tokens,
+                    with_reason=self.recipe.with_reason, temperature=0.0, max_tokens=self.recipe.judge_max_tokens,
                 )  # fmt: skip
             else:
                 self.guides = read_guides(session, constitution, list(self.weights))
                 self.model = LocalModel(weights_of(session, judge.checkpoint_id or 0))
-        job.log(f"“{judge.name}” scores every completion of each rollout, and the dev samples, from 1 to 10")
+        scored = "the dev samples" if self.is_watching else "every completion of each rollout, and the dev samples,"
+        job.log(f"“{judge.name}” scores {scored} from 1 to 10")
 
     def score(self, prompts: Sequence[Messages], texts: Sequence[str]) -> list[float | None]:
         """0 to 1 for each completion, None where unreadable. Raises AppError at the budget or for too many of those."""
@@ -71,8 +74,16 @@ class JudgeReward:
     def _ask_endpoint(self, asked: Sequence[RatedText]) -> list[Score]:
         assert self.asking is not None
         work = _Asked(self.asking, self.weights, asked)
-        ask_all_of(self.job, self.asking.target, work, self.recipe)
+        ask_all_of(
+            self.job, self.asking.target, work, self.recipe,
+            **({"cost_of": self._cost_of} if self.is_watching else {}),
+        )  # fmt: skip
         return [work.found[one.id] for one in asked]
+
+    def _cost_of(self, answers: Sequence[ChatAnswer]) -> dict[str, float]:
+        n, usd = len(answers), sum(one.cost_usd for one in answers)
+        tokens = sum(one.tokens_in + one.tokens_out for one in answers)
+        return {"judge_calls": n, "usd": usd, "judge_tokens": tokens, "recorder_calls": n, "recorder_usd": usd}
 
     def _ask_checkpoint(self, asked: Sequence[RatedText]) -> list[Score]:
         """Each principle by itself, from the log-probabilities of the ten numbers."""
@@ -93,7 +104,8 @@ class JudgeReward:
             n_calls += len(fitting)
             n_tokens += sum(len(self.model.encode(text)) for text in fitting.values())
         with self.job.write() as session:
-            add_cost(session, self.job.run_id, judge_calls=n_calls, judge_tokens=n_tokens)
+            apart = {"recorder_calls": n_calls} if self.is_watching else {}
+            add_cost(session, self.job.run_id, judge_calls=n_calls, judge_tokens=n_tokens, **apart)
         return found
 
     def _check_share(self, reasons: Sequence[str]) -> None:

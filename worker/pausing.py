@@ -1,4 +1,4 @@
-"""Pausing a run when its reward and the reward model that only watches part, so that people can look at ten items.
+"""Pausing a run when its reward and what only watches part, so that people can look at ten items.
 
 What they get are the same dev prompts as the flight recorder sampled them at two steps: when the watcher liked them
 best, and now; pairs with the watcher's verdicts, drawn as a blind audit. It says where to look, and not that anything
@@ -71,7 +71,7 @@ class Pauser:
             session.execute(sa.update(Run).where(col(Run.id) == self.job.run_id).values(done=step))
         self.job.log(f"paused after step {step}", "warning")
         return Paused(
-            f"Paused after step {step}: the held-out reward model liked step {turn.best[0]} best ({turn.best[1]:.3g}, "
+            f"Paused after step {step}: the held-out scorer liked step {turn.best[0]} best ({turn.best[1]:.3g}, "
             f"now {turn.watcher[1]:.3g}) while what trains rose from {turn.then[1]:.3g} to {turn.proxy[1]:.3g}. Which "
             f"of the two is right is for people to say: {len(items)} pairs of samples of both steps wait in review "
             f"queue {queue}. Resume goes on exactly where it stopped, and this run will not pause again."
@@ -98,7 +98,9 @@ class Pauser:
         for rows in sampled.values():
             then, now = (rows.get(step) for step in steps)
             prompt = ids.get(str(now.detail.get("messages"))) if now is not None else None
-            if then is not None and now is not None and prompt is not None and then.text != now.text:
+            if then is None or now is None or prompt is None or then.text == now.text:
+                continue
+            if then.detail["held_out"] is not None and now.detail["held_out"] is not None:
                 found.append(Item(prompt, then, now))
         return found[:ITEMS]
 
@@ -120,12 +122,13 @@ def name_messages(messages: list[dict[str, str]]) -> str:
 
 def _prompt_ids(session: Session, recipe: Any) -> dict[str, int]:
     """The prompt set's rows by their messages."""
-    query = sa.select(col(Prompt.id), col(Prompt.messages)).where(col(Prompt.set_id) == _prompt_set(session, recipe))
+    query = sa.select(col(Prompt.id), col(Prompt.messages)).where(col(Prompt.set_id) == prompt_set_of(session, recipe))
     return {name_messages(messages): key for key, messages in session.execute(query)}
 
 
-def _prompt_set(session: Session, recipe: Any) -> int:
-    if hasattr(recipe, "prompt_set"):
+def prompt_set_of(session: Session, recipe: Any) -> int:
+    """Where a run's dev prompts come from."""
+    if getattr(recipe, "prompt_set", None) is not None:
         return int(recipe.prompt_set)
     return get(session, PairSet, get(session, Snapshot, recipe.snapshot).pair_set_id).prompt_set_id
 
@@ -135,7 +138,7 @@ def _hand_over(session: Session, job: Job, turn: Turn, items: list[Item]) -> int
     judge = _watcher(session, job)
     name = f"Run {job.run_id}: step {turn.best[0]} against step {turn.watcher[0]}"
     pairs = PairSet(
-        project_id=job.project_id, name="", prompt_set_id=_prompt_set(session, job.recipe), n=len(items),
+        project_id=job.project_id, name="", prompt_set_id=prompt_set_of(session, job.recipe), n=len(items),
         run_id=job.run_id,
     )  # fmt: skip
     store_named(session, pairs, name)
@@ -156,7 +159,7 @@ def _hand_over(session: Session, job: Job, turn: Turn, items: list[Item]) -> int
         pair = Pair(pair_set_id=pairs.id, position=position, prompt_id=item.prompt_id, a_id=a.id, b_id=b.id)
         session.add(pair)
         session.flush()
-        _judge(session, verdicts, pair, item)
+        _judge(session, verdicts, pair, item, judge.kind == "reward")
     session.flush()
     recipe = AuditRecipe(verdict_set=verdicts.id, n=len(items), seed=job.seed, name=name)
     queue = make_queue(session, recipe, job.project_id, job.run_id)
@@ -167,7 +170,9 @@ def _hand_over(session: Session, job: Job, turn: Turn, items: list[Item]) -> int
 
 
 def _watcher(session: Session, job: Job) -> Judge:
-    """The held-out reward model as a judge."""
+    """The held-out judge; a held-out reward model as one."""
+    if job.recipe.held_out is None:
+        return get(session, Judge, job.recipe.held_out_judge)
     mine = select(Judge).where(Judge.project_id == job.project_id, Judge.checkpoint_id == job.recipe.held_out)
     judge = session.exec(mine.where(Judge.kind == "reward")).first()
     if judge is None:
@@ -185,11 +190,13 @@ def _completion(job: Job, prompt_id: int, arm_id: int, row: Sampled) -> Completi
     )  # fmt: skip
 
 
-def _judge(session: Session, verdicts: VerdictSet, pair: Pair, item: Item) -> None:
-    """The watcher's scores as Bradley and Terry's p(a beats b), as worker/judge_local.py has it."""
+def _judge(session: Session, verdicts: VerdictSet, pair: Pair, item: Item, is_logit: bool) -> None:
+    """The watcher's scores as a verdict. Those of a reward model give Bradley and Terry's p(a beats b), as
+    worker/judge_local.py has it; of any other the higher score wins, and no probability is made up."""
     a, b = (float(row.detail["held_out"]) for row in (item.then, item.now))
-    p_a = sigmoid(a - b)
-    said = OpinionValue(False, choose(p_a), p_a, {}, f"a scores {a:.3f} and b {b:.3f}")
+    p_a = sigmoid(a - b) if is_logit else None
+    choice = choose(p_a) if p_a is not None else "tie" if a == b else "a" if a > b else "b"
+    said = OpinionValue(False, choice, p_a, {}, f"a scores {a:.3f} and b {b:.3f}")
     value: VerdictValue = add_up([said])
     session.add(Opinion(
         verdict_set_id=verdicts.id, pair_id=pair.id, judge_id=verdicts.judge_id, choice=said.choice, p_a=p_a,

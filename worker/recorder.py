@@ -1,5 +1,6 @@
 """The flight recorder: the same dev prompts sampled every few steps, read by the training reward, by cheap detectors
-and, where there is one, by a reward model that trains nothing. An audit of what training does, not a prophecy.
+and, where there is one, by a reward model or a judge that trains nothing (worker/watcher.py). An audit of what training
+does, not a prophecy.
 
 Beside each sample stands how far the policy has moved from its reference there (worker/distance.py): two forward passes
 where sampling took one a token. What a look cost is counted apart, as recorder_seconds and recorder_tokens.
@@ -15,17 +16,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
+from typing import Any, Protocol
 
 from app.prompts.strict_format import read_strict_format
 from app.training.paths import by_prompt
-from worker.checkpoints import weights_of
 from worker.distance import Distance, Measure
 from worker.job import Job, Watch
 from worker.loading import Weights, context_of, encode_prompt, load_tokenizer, render_prompt
 from worker.pausing import ITEMS, Pauser, name_messages, pauser_of
 from worker.rl_prompts import RlPrompt
 from worker.rollout import Rollout, end_ids_of, sample, seeded
+from worker.several import is_first
+from worker.watcher import Messages, watcher_of
 
 SHOWN = 4  # of the prompts go to the film strip; all of them to the curves
 MOST = 16  # dev prompts of an offline run
@@ -34,6 +36,12 @@ _REFUSAL = re.compile(
     r"|i['’]m (not able|unable)|as an ai|unfortunately, i)",
     re.IGNORECASE,
 )
+
+
+class Scorer(Protocol):
+    """What reads samples and trains nothing."""
+
+    def score(self, prompts: Sequence[Messages], texts: Sequence[str]) -> Sequence[float | None]: ...
 
 
 @dataclass(frozen=True)
@@ -84,16 +92,13 @@ def told_of(rollout: Rollout, tokenizer: Any, end_ids: Sequence[int]) -> list[To
 
 
 class Recorder:
-    """Writes down what a policy says to `prompts`. `held_out` is a reward model that no part of training reads."""
+    """Writes down what a policy says to `prompts`. `scorer` is held out: no part of training reads its scores."""
 
     def __init__(
-        self, prompts: Sequence[RlPrompt], tokenizer: Any, watch: Watch, held_out: Weights | None,
+        self, prompts: Sequence[RlPrompt], tokenizer: Any, watch: Watch, scorer: Scorer | None,
         pauser: Pauser | None = None,
     ) -> None:  # fmt: skip
-        from worker.llm import RewardScorer
-
-        self.prompts, self.tokenizer, self.watch = list(prompts), tokenizer, watch
-        self.scorer = RewardScorer(held_out) if held_out is not None else None
+        self.prompts, self.tokenizer, self.watch, self.scorer = list(prompts), tokenizer, watch, scorer
         self.pauser = pauser
         self.n_tokens = 0  # sampled at the last look
 
@@ -111,7 +116,7 @@ class Recorder:
         if rewards is not None:
             rewards = [None if one is None or math.isnan(one) else one for one in rewards]
         self.n_tokens = sum(one.n_tokens for one in told)
-        signs = self._read(told, distance)
+        signs = self._read(step, told, distance)
         curves = {f"dev_{name}": _mean([sign[name] for sign in signs]) for name in signs[0]}
         if rewards is not None:
             read = [one for one in rewards if one is not None]
@@ -133,7 +138,7 @@ class Recorder:
             rows[0][3]["by_prompt"] = by_prompt(names, [row[3] for row in rows], [row[2] for row in rows])
         self.watch.sampled(step, rows[: ITEMS if self.pauser else SHOWN])
 
-    def _read(self, told: Sequence[Told], distance: Distance | None) -> list[dict[str, float]]:
+    def _read(self, step: int, told: Sequence[Told], distance: Distance | None) -> list[dict[str, float]]:
         """What detectors, distance and the held-out scorer say of each sample; not a number where it is unreadable."""
         signs = [read_signs(one) for one in told]
         if distance is not None:
@@ -143,6 +148,10 @@ class Recorder:
             held_out = self.scorer.score([p.messages for p in self.prompts], [one.text for one in told])
             for sign, value in zip(signs, held_out, strict=True):
                 sign["held_out"] = math.nan if value is None else round(float(value), 4)
+            n_read = sum(value is not None for value in held_out)
+            self.watch.metric(
+                step, **({"dev_held_out_unreadable": 1 - n_read / len(told)} if n_read < len(told) else {})
+            )
         return signs
 
     def look(self, step: int, model: Any, n: int, seed: int, measure: Measure | None = None) -> None:
@@ -174,17 +183,20 @@ def dev_prompts(rows: Sequence[dict[str, Any]], tokenizer: Any, longest: int) ->
 
 
 def recorder_of(job: Job, prompts: Sequence[RlPrompt], tokenizer: Any) -> Recorder | None:
-    """The recorder of a run, with the reward model its recipe names to watch; None without a prompt to sample."""
+    """The recorder of a run, with what its recipe names to watch; None without a prompt to sample.
+
+    Of several processes the first alone looks.
+    """
+    if not is_first():
+        return None
     if not prompts:
         job.log("no dev prompt: nothing is sampled while this trains", "warning")
         return None
-    held_out = job.recipe.held_out
-    if held_out is None:
-        job.log("no held-out reward model watches this run: its samples are read by cheap detectors only")
+    watcher = watcher_of(job)
+    if watcher is None:
+        job.log("nothing held out watches this run: its samples are read by cheap detectors only")
         return Recorder(prompts, tokenizer, job, None)
-    with job.read() as session:
-        weights = weights_of(session, held_out)
-    return Recorder(prompts, tokenizer, job, weights, pauser_of(job))
+    return Recorder(prompts, tokenizer, job, watcher, pauser_of(job))
 
 
 def recorder_of_rows(job: Job, rows: Sequence[dict[str, Any]], start: Weights) -> Recorder | None:

@@ -12,7 +12,7 @@ from app.db import get
 from app.experiments.models import Experiment, Step
 from app.runs.models import Run, RunIo
 from app.training.budgets import Budget, is_only_read, read_budgets
-from app.training.recipes import LONGEST_LINE
+from app.training.scorers import LONGEST_LINE
 
 SHARED = 0  # the seed of steps that all seeds share
 

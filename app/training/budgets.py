@@ -18,7 +18,9 @@ MEASURES = ("labels", "judge_calls", "generated_tokens", "trained_tokens", "devi
 # An arm or a benchmark is noted by every run that meets it; neither is made of what that run was made of.
 NOT_MADE = {"arm", "benchmark"}
 # Fields of rows that a run reads and is not made of: what only watches it, and what its page compares it with.
-ONLY_READ = {"held_out": "checkpoint", "compare_with": "verdict_set"}
+ONLY_READ = {"held_out": "checkpoint", "held_out_judge": "judge", "compare_with": "verdict_set"}
+# What a judge that only watches has cost is in a run's cost under both names, and in no arm's budget.
+WATCHED = {"judge_calls": "recorder_calls", "usd": "recorder_usd"}
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Budget:
 
 def amounts_of(run: Run) -> dict[str, float]:
     """What one run has cost. A run of the gpu queue holds its device, which may be a CPU, from end to end."""
-    found = {name: float(run.cost.get(name, 0)) for name in MEASURES}
+    found = {name: float(run.cost.get(name, 0) - run.cost.get(WATCHED.get(name, ""), 0)) for name in MEASURES}
     found["device_seconds"] = float(run.cost.get("wall_seconds", 0)) if run.queue == "gpu" else 0.0
     return found
 

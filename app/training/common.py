@@ -10,6 +10,7 @@ from app.db import db_now
 from app.errors import Invalid
 from app.runs.models import Worker
 from app.runs.recipe import Recipe, points_to
+from app.training.scorers import check_watcher
 
 POLICY = {"role": "policy"}
 NARROW = {"8-bit", "4-bit"}
@@ -86,24 +87,62 @@ def watcher() -> Any:
     )  # fmt: skip
 
 
+def watching_judge() -> Any:
+    """The field of a judge in the place of such a reward model."""
+    return points_to(
+        "judge", title="Held-out judge", default=None,
+        description="Instead: scores the samples and trains nothing; an endpoint, a local checkpoint, a rule or a "
+        "panel. Best of another family.",
+    )  # fmt: skip
+
+
+def watching_rubric() -> Any:
+    """The field of what that judge scores by."""
+    return points_to(
+        "constitution", title="Held-out judge’s constitution", default=None,
+        description="What an endpoint or a local checkpoint scores by, from 1 to 10, which becomes 0 to 1.",
+    )  # fmt: skip
+
+
 def pauser() -> Any:
     """The field that lets people look once what trains and what watches part."""
     return Field(
-        False, title="Pause when the held-out reward model turns",
+        False, title="Pause when the held-out score turns",
         description="Once: where it falls while what trains still rises, the run pauses, to be resumed, and up to ten "
         "pairs of samples of then and now wait in a review queue.",
     )  # fmt: skip
 
 
-def check_pauser(is_paused_at_turn: bool, held_out: int | None) -> None:
-    """Raises ValueError where nothing could ever pause the run."""
-    if is_paused_at_turn and held_out is None:
-        raise ValueError("nothing watches: choose a held-out reward model, or do not pause")
+def check_held_out(recipe: Any) -> None:
+    """Raises ValueError for two watchers, for a rubric without a judge, and where nothing could ever pause the run."""
+    if recipe.held_out is not None and recipe.held_out_judge is not None:
+        raise ValueError("choose a held-out reward model or a held-out judge, one of the two")
+    if recipe.held_out_constitution is not None and recipe.held_out_judge is None:
+        raise ValueError("the held-out judge’s constitution needs a held-out judge")
+    is_watched = recipe.held_out is not None or recipe.held_out_judge is not None
+    if getattr(recipe, "is_paused_at_turn", False) and not is_watched:
+        raise ValueError("nothing watches: choose a held-out reward model or judge, or do not pause")
 
 
 class SampledRecipe(OfflineRecipe):
     """Offline training of a policy, whose samples are recorded as it goes."""
 
+    main: ClassVar[frozenset[str]] = TrainingRecipe.main - {"budget_usd"}  # few have a judge that watches
+
     sample_every: int = Field(20, ge=1, title="Sample dev prompts every … steps")
     sample_tokens: int = Field(64, ge=1, le=32768, title="New tokens at most in those samples")
     held_out: int | None = watcher()
+    held_out_judge: int | None = watching_judge()
+    held_out_constitution: int | None = watching_rubric()
+    budget_usd: float | None = Field(
+        None, ge=0, title="Stop at this cost in US dollars", description="Of the held-out judge’s calls."
+    )
+
+    @model_validator(mode="after")
+    def _somebody_watches(self) -> "SampledRecipe":
+        check_held_out(self)
+        return self
+
+    def check(self, session: Session, project_id: int) -> None:
+        super().check(session, project_id)
+        check_watcher(session, self.stored())

@@ -208,7 +208,7 @@ def _diverging(curves: Mapping[str, Points]) -> Note | None:
     if turn is None:
         return None
     text = (
-        f"The held-out reward model liked step {turn.best[0]} best ({turn.best[1]:.3g}, now {turn.watcher[1]:.3g}) "
+        f"The held-out scorer liked step {turn.best[0]} best ({turn.best[1]:.3g}, now {turn.watcher[1]:.3g}) "
         f"while what trains went on rising ({turn.then[1]:.3g} to {turn.proxy[1]:.3g}). From there the run may please "
         "its reward only: compare samples of both steps, and let people grade some."
     )

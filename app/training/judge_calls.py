@@ -1,8 +1,9 @@
-"""How often a judge that rewards will be asked, known before the start."""
+"""How often a judge that rewards, or that watches, will be asked, known before the start."""
 
 from collections.abc import Mapping
 from typing import Any
 
+from app.training.common import SampledRecipe
 from app.training.recipes import GroupRecipe, OnlineRecipe, PpoRecipe
 
 MOST_DEV = 64  # dev prompts that an online run looks at; worker/rl_prompts.py keeps to it
@@ -27,12 +28,21 @@ def count_judge_calls(recipe: type[OnlineRecipe], values: Mapping[str, Any]) -> 
 
 
 def say_judge_calls(recipe: type[Any], values: Mapping[str, Any]) -> list[str]:
-    """One sentence where a judge is chosen."""
-    if not issubclass(recipe, PpoRecipe | GroupRecipe) or not str(values.get("judge") or "").isdecimal():
-        return []
-    rollouts, dev = count_judge_calls(recipe, values)
+    """A sentence for a judge that rewards, and one for a judge that only watches."""
+    is_online = issubclass(recipe, PpoRecipe | GroupRecipe)
     limit = "" if values.get("budget_usd") else " No cost is set at which it stops."
-    return [
-        f"The judge scores up to {rollouts:,} completions of rollouts and {dev:,} dev samples: a call each, and none "
-        f"for a text it has scored before.{limit}"
-    ]
+    said = []
+    if is_online and _is_chosen(values, "judge"):
+        rollouts, dev = count_judge_calls(recipe, values)
+        said.append(
+            f"The judge scores up to {rollouts:,} completions of rollouts and {dev:,} dev samples: a call each, and "
+            f"none for a text it has scored before.{limit}"
+        )
+    if (is_online or issubclass(recipe, SampledRecipe)) and _is_chosen(values, "held_out_judge"):
+        n = f"{count_judge_calls(recipe, values)[1]:,} dev samples" if is_online else "16 dev samples at each look"
+        said.append(f"The held-out judge scores up to {n}: a call each where it is an endpoint.{limit}")
+    return said
+
+
+def _is_chosen(values: Mapping[str, Any], name: str) -> bool:
+    return str(values.get(name) or "").isdecimal()

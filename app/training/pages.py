@@ -35,6 +35,7 @@ from app.training.recipes import (
     SftRecipe,
     SimpoRecipe,
 )
+from app.training.scorers import describe_watcher
 
 METHODS: dict[str, type[TrainingRecipe]] = {
     "sft": SftRecipe, "reward": RewardRecipe, "dpo": DpoRecipe, "simpo": SimpoRecipe, "kto": KtoRecipe,
@@ -134,8 +135,12 @@ def read_panel(session: Session, run: Run) -> dict[str, Any]:
         .where(col(Metric.run_id) == run.id)
         .order_by(col(Metric.name))
     ).all()
-    return {"named": named, "latest": latest, "headline": HEADLINES[run.kind], "notes": read_notes(session, run),
-            "facts": facts_made(session, run)}  # fmt: skip
+    is_watched = "held_out" in run.recipe
+    return {
+        "named": named, "latest": latest, "headline": HEADLINES[run.kind], "notes": read_notes(session, run),
+        "facts": facts_made(session, run), "is_watched": is_watched,
+        "held_out": describe_watcher(session, run.recipe) if is_watched else None,
+    }  # fmt: skip
 
 
 def read_notes(session: Session, run: Run) -> list[Note]:

@@ -10,10 +10,20 @@ from app.db import get
 from app.errors import Invalid
 from app.judging.rating_recipes import check_rater
 from app.runs.recipe import Recipe, points_to
-from app.training.common import POLICY, OfflineRecipe, SampledRecipe, TrainingRecipe, check_pauser, pauser, watcher
+from app.training.common import (
+    POLICY,
+    OfflineRecipe,
+    SampledRecipe,
+    TrainingRecipe,
+    check_held_out,
+    pauser,
+    watcher,
+    watching_judge,
+    watching_rubric,
+)
+from app.training.scorers import LONGEST_LINE, check_watcher
 from app.training.waivers import check_waiver, reason_field
 
-LONGEST_LINE = 50  # trainings one after another that are followed back
 SOFT = "Weighs each pair by the judge’s own probability, where it gave one."
 
 
@@ -159,11 +169,6 @@ class DpoRecipe(ReferenceRecipe, SampledRecipe):
     is_paused_at_turn: bool = pauser()
 
     @model_validator(mode="after")
-    def _somebody_watches(self) -> "DpoRecipe":
-        check_pauser(self.is_paused_at_turn, self.held_out)
-        return self
-
-    @model_validator(mode="after")
     def _reference_is_start(self) -> "DpoRecipe":
         if self.reference != self.start and not self.is_later_round:
             raise ValueError(
@@ -204,11 +209,6 @@ class SimpoRecipe(SampledRecipe):
     sft_weight: float = Field(0.0, ge=0, le=100, title="Weight of an added SFT term", description="0 is the pure loss.")
     is_paused_at_turn: bool = pauser()
 
-    @model_validator(mode="after")
-    def _somebody_watches(self) -> "SimpoRecipe":
-        check_pauser(self.is_paused_at_turn, self.held_out)
-        return self
-
 
 class KtoRecipe(ReferenceRecipe, SampledRecipe):
     """Kahneman-Tversky optimisation: pairs are taken apart into good and bad completions (TRL)."""
@@ -238,6 +238,8 @@ class OnlineRecipe(ReferenceRecipe):
     temperature: float = Field(1.0, gt=0, le=5, title="Temperature of the rollouts")
     sample_every: int = Field(10, ge=1, title="Sample dev prompts every … steps")
     held_out: int | None = watcher()
+    held_out_judge: int | None = watching_judge()
+    held_out_constitution: int | None = watching_rubric()
     is_paused_at_turn: bool = pauser()
     reward: int | None = None
     judge: int | None = points_to(
@@ -272,6 +274,7 @@ class OnlineRecipe(ReferenceRecipe):
 
     def check(self, session: Session, project_id: int) -> None:
         super().check(session, project_id)
+        check_watcher(session, self.stored())
         if self.judge is not None and self.constitution is not None:
             check_rater(session, self.judge, self.constitution)
             self.check_waiver(session)
@@ -283,7 +286,7 @@ class OnlineRecipe(ReferenceRecipe):
 
     @model_validator(mode="after")
     def _somebody_watches(self) -> "OnlineRecipe":
-        check_pauser(self.is_paused_at_turn, self.held_out)
+        check_held_out(self)
         return self
 
     @model_validator(mode="after")

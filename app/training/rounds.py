@@ -19,7 +19,7 @@ from app.pairs.models import Pair, PairSet
 from app.prompts.models import Prompt
 from app.runs.models import Run, RunIo
 from app.training.models import Snapshot
-from app.training.recipes import LONGEST_LINE
+from app.training.scorers import LONGEST_LINE
 
 ON_PAIRS = ("dpo", "simpo", "kto", "sft")  # what a next round may train by; after PPO and its kin it is DPO
 

@@ -1,5 +1,7 @@
-"""A run that pauses once when its reward and the held-out reward model part: people get ten items, and it goes on."""
+"""A run that pauses once when its reward and the held-out scorer part: people get ten items, and it goes on."""
 
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,14 @@ from app.prompts.models import Prompt
 from app.review.models import Answer, Queue
 from app.runs.models import Run
 from app.runs.queue import outputs, resume
+from app.training.budgets import amounts_of
 from app.training.health import find_turn
 from app.training.recipes import DpoRecipe, PpoRecipe
 from tests.benchmarks.rows import demo_prompts, stored_checkpoint
-from tests.judging.rows import claim_next, do, made, read
+from tests.chat_server import ChatServer, Request
+from tests.judging.rows import claim_next, do, endpoint_judge, made, read
 from tests.worker.test_ppo import write_reward
+from tests.worker.test_rate import rubric, scores
 from tests.worker.test_training_runs import ground, tiny_project  # noqa: F401  fixtures
 from tests.worker.tiny import same, weights_in, write_tiny
 from worker.checkpoints import weights_of
@@ -66,6 +71,20 @@ def online(project: Project) -> dict[str, Any]:
     return {"start": start, "reference": start, "prompt_set": prompt_set, "reward": trains, "held_out": watches}
 
 
+@pytest.fixture
+def falling(project: Project) -> Iterator[dict[str, Any]]:
+    """A judge in the watcher's place, who likes the second look best and each dozen texts after it less."""
+    n_asked = count()
+
+    def scored(request: Request) -> str:
+        value = (9, 10, 9, 7, 6, 5, 4, 3)[next(n_asked) // 12]
+        return scores(request, long=value, strict=value)
+
+    with ChatServer(scored) as server:
+        judge = endpoint_judge(project.id, server.origin, usd_per_million_in=1.0)
+        yield {"held_out": None, "held_out_judge": judge, "held_out_constitution": rubric(project)}
+
+
 def weights_of_run(run: Run) -> Any:
     assert run.status == "done", run.error
     return weights_in(settings().data_path / read(Checkpoint, made(run, "checkpoint")).path)
@@ -74,9 +93,9 @@ def weights_of_run(run: Run) -> Any:
 @ON_SQLITE
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_it_pauses_once_hands_over_ten_and_goes_on_bit_equal(
-    client: TestClient, project: Project, online: dict[str, Any], kind: str
+    client: TestClient, project: Project, online: dict[str, Any], falling: dict[str, Any], kind: str
 ) -> None:
-    fields = {**KINDS[kind], **online}
+    fields = {**KINDS[kind], **online, **(falling if kind == "ppo" else {})}
     run = do(project.id, kind=kind, **fields)
     assert run.status == "cancelled" and run.is_paused, run.error
     assert run.error is not None and run.error.startswith("Paused after step ")
@@ -91,10 +110,17 @@ def test_it_pauses_once_hands_over_ten_and_goes_on_bit_equal(
     assert queue.kind == "audit" and queue.n == len(pairs) == len(verdicts) == n_opinions
     assert 5 <= queue.n <= 10 and f"{queue.n} pairs" in run.error and f"review queue {queue_id}" in run.error
     assert all(texts[pair.a_id] != texts[pair.b_id] for pair in pairs)
-    assert sum(verdict.p_a or 0 for verdict in verdicts) > len(verdicts) / 2  # then, on the whole, above now
+    if kind == "grpo":
+        assert sum(verdict.p_a or 0 for verdict in verdicts) > len(verdicts) / 2  # then, on the whole, above now
+    else:  # a judge's scores are no log-odds
+        assert {(verdict.outcome, verdict.p_a) for verdict in verdicts} == {("a", None)}
+        assert run.cost["recorder_calls"] == run.cost["judge_calls"] > 12 and run.cost["recorder_usd"] > 0
+        assert amounts_of(run)["judge_calls"] == amounts_of(run)["usd"] == 0  # it taught nothing
     page = client.get(f"/p/demo/runs/{run.id}").text
     assert "badge-paused" in page and "Resume" in page and f"/p/demo/review/{queue_id}" in page
-    assert "Paused after step" in client.get(f"/p/demo/runs/{run.id}/panel/{kind}").text
+    panel = client.get(f"/p/demo/runs/{run.id}/panel/{kind}").text
+    assert "Paused after step" in panel and "Held-out scorer" in panel and "Flight recorder" in panel
+    assert ("m at http://127.0.0.1" in panel) == (kind == "ppo")
     first = client.get(f"/p/demo/review/{queue_id}/next", follow_redirects=True)
     assert first.status_code == 200 and "scores" not in first.text  # blind
 

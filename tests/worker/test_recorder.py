@@ -10,6 +10,7 @@ from app.training.recipes import GrpoRecipe, SftRecipe
 from tests.worker.test_ppo import write_reward
 from tests.worker.test_trl import OFFLINE
 from tests.worker.tiny import IDS, STRICT, Silent, preferences, same, write_tiny
+from worker.llm import RewardScorer
 from worker.loading import Weights, load_tokenizer
 from worker.recorder import Recorder, Told, dev_prompts, read_signs, repetition
 from worker.sft import fit_sft
@@ -70,7 +71,7 @@ def test_an_offline_run_is_recorded_and_learns_the_very_same(base: Weights, tmp_
     assert dev_prompts(rows.dev, tokenizer, 1) == []
     watch, recipe = Kept(), SftRecipe(**OFFLINE, sample_every=3, sample_tokens=12)
     held_out = write_reward(tmp_path / "reward", base, False)
-    recorder = Recorder(prompts, tokenizer, watch, held_out)
+    recorder = Recorder(prompts, tokenizer, watch, RewardScorer(held_out))
     model, _, _ = fit_sft(recipe, 3, base, rows, tmp_path / "a", watch, recorder)
     assert watch.samples == [0, 3, 6]
     assert {"dev_length", "dev_repetition", "dev_refusal", "dev_format", "dev_held_out"} <= watch.metrics[3].keys()
