@@ -22,7 +22,6 @@ from app.training.recipes import (
     DpoRecipe,
     GrpoRecipe,
     KtoRecipe,
-    OfflineRecipe,
     PpoRecipe,
     RewardRecipe,
     RlooRecipe,
@@ -94,9 +93,9 @@ def exact_preferences(tokenizer: Any, n: int, length: int) -> Preferences:
 def _offline_trainer(method: Method, base: Weights, given: dict[str, Any], texts: int, folder: Path) -> Any:
     rows = exact_preferences(load_tokenizer(base), texts, given["max_length"])
     if method in ("dpo", "simpo"):
-        kind = DpoRecipe if method == "dpo" else SimpoRecipe
-        return dpo.make_trainer(kind(**given, **({"reference": 1} if method == "dpo" else {})), 1, base, rows, folder)
-    recipe: OfflineRecipe
+        paired = DpoRecipe(**given, reference=1) if method == "dpo" else SimpoRecipe(**given)
+        return dpo.make_trainer(paired, 1, base, rows, folder)
+    recipe: Any
     if method == "sft":
         recipe = SftRecipe(**given)
         fit: Any = sft.fit_sft
@@ -177,11 +176,10 @@ def forecast(base: Weights, method: Method, texts: int, length: int, rank: int |
     """What the form would say of the same run."""
     config = json.loads((base.folder / "config.json").read_text(encoding="utf-8"))
     rows = texts // 2 if method in PAIRED else texts
-    online = {"new": length - length // 4} if method in ONLINE else {}
     return forecast_memory(
         config, method, is_lora=rank is not None, rank=rank or 16, dtype=dtype, batch=rows, length=length,
         rollouts=MINIBATCHES * texts if method == "ppo" else None, on_cpu=not torch.cuda.is_available(),
-        reward="adapter" if method == "ppo" else "none", **online,
+        reward="adapter" if method == "ppo" else "none", new=length - length // 4 if method in ONLINE else None,
     )  # fmt: skip
 
 

@@ -204,7 +204,8 @@ def _kept_lora(
     sentence = "LoRA: all models share one frozen base; each trained one is a small adapter on it."
     if copies > 1:
         sentence = (
-            "LoRA: policy and value share one frozen base as small adapters; the reward model is no adapter on it."
+            "LoRA: what is trained are small adapters on one frozen base; the reward model is no adapter on it, and "
+            "keeps weights of its own."
         )
     return always, [], copies, sentence
 

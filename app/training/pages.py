@@ -1,4 +1,4 @@
-"""What the training pages show: runs with their headline, snapshots, a run's panel, and the memory forecast."""
+"""What the training pages show: runs with their headline, snapshots, a run's panel, and warnings before one."""
 
 import json
 from collections import defaultdict
@@ -22,7 +22,6 @@ from app.review.cards import failed_card, lines_that
 from app.runs.models import Metric, Run, RunIo
 from app.tables import Column, Filter, Table
 from app.training.common import TrainingRecipe
-from app.training.forecast import BYTES, NARROW_BYTES, Forecast, forecast_memory
 from app.training.health import Note, write_notes
 from app.training.models import Snapshot
 from app.training.recipes import (
@@ -179,39 +178,6 @@ def read_config(session: Session, checkpoint: Checkpoint) -> Mapping[str, Any] |
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) and "hidden_size" in found else None
-
-
-def read_forecast(session: Session, member: Member, kind: str, values: Mapping[str, Any]) -> Forecast | None:
-    """The memory a run would need, from a form that may be half filled in; None while the start is not known."""
-    asked = str(values.get("start", ""))
-    key = int(asked) if asked.isdecimal() and len(asked) < 20 else 0
-    start = session.get(Checkpoint, key) if 0 < key <= MAX_ID else None
-    config = read_config(session, start) if start and start.project_id == member.project.id else None
-    if config is None:
-        return None
-
-    def number(name: str) -> float:
-        default = METHODS[kind].model_fields[name].default
-        try:
-            return max(0.0, float(values.get(name, default)))
-        except (TypeError, ValueError):
-            return float(default)
-
-    if kind in {"sft", "reward", "dpo", "simpo", "kto"}:
-        batch, length = number("batch_size") // max(1, number("accumulate")), number("max_length")
-    else:
-        length = number("max_prompt_tokens") + number("max_new_tokens")
-        if kind == "ppo":
-            batch = number("rollouts") // max(1, number("minibatches"))
-        else:
-            batch = number("prompts_per_step") * number("group_size")
-    dtype = str(values.get("dtype", "float32"))
-    method = "bi_encoder" if values.get("architecture") == "bi_encoder" else kind
-    return forecast_memory(
-        config, method, is_lora=str(values.get("is_lora", "false")) == "true", rank=int(number("lora_rank")),  # type: ignore[arg-type]
-        dtype=dtype if dtype in {*BYTES, *NARROW_BYTES} else "float32", batch=max(1, int(batch)), length=int(length),
-        has_reference=kind not in {"grpo", "rloo"} or number("beta") > 0,
-    )  # fmt: skip
 
 
 def read_warnings(session: Session, member: Member, values: Mapping[str, Any]) -> list[str]:

@@ -17,13 +17,13 @@ from app.projects.access import Member, Researcher, Viewer
 from app.runs.models import Run
 from app.runs.routes import project_run, run_as_json
 from app.tables import FORMATS, Format, respond
+from app.training.before import read_duration, read_forecast
 from app.training.diff import comparable
 from app.training.judge_calls import say_judge_calls
 from app.training.models import Snapshot
 from app.training.pages import (
     METHODS,
     preview,
-    read_forecast,
     read_panel,
     read_warnings,
     readers_of,
@@ -161,8 +161,11 @@ def _per_kind(kind: str) -> None:
         given: list[tuple[str, str | UploadFile]] = [*request.query_params.multi_items()]
         values = read_form(METHODS[kind], FormData(given))
         forecast = read_forecast(session, member, kind, values)
+        duration = read_duration(session, member, kind, values)
         warnings = [*read_warnings(session, member, values), *say_judge_calls(METHODS[kind], values)]
-        return html(request, "training/_forecast.html", forecast=forecast, warnings=warnings)
+        return html(
+            request, "training/_forecast.html", forecast=forecast, duration=duration, warnings=warnings
+        )  # fmt: skip
 
 
 for _kind in METHODS:

@@ -1,6 +1,7 @@
 """The training pages: runs with headline and stale mark, snapshots, panel, forecast, training again."""
 
 import json
+from datetime import timedelta
 
 import pytest
 from sqlmodel import select
@@ -9,7 +10,7 @@ from starlette.testclient import TestClient
 from app.accounts.logins import COOKIE
 from app.checkpoints.models import Checkpoint
 from app.config import settings
-from app.db import get, transaction
+from app.db import get, now, transaction
 from app.judging.models import VerdictSet
 from app.projects.models import Project
 from app.prompts.models import PromptSet
@@ -100,6 +101,38 @@ def test_panel_and_forecast(client: TestClient, project: Project) -> None:
         assert "of memory" in client.get(f"/p/demo/forecast/{kind}", params={"start": base.id, "lora_rank": "x"}).text
     assert "once the start is chosen" in client.get("/p/demo/forecast/sft").text
     assert "once the start is chosen" in client.get("/p/demo/forecast/sft", params={"start": 2**80}).text
+
+
+def test_time_is_told_by_the_projects_own_finished_runs(client: TestClient, project: Project) -> None:
+    folder = settings().folder("checkpoints", "base")
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    with transaction() as session:
+        base = Checkpoint(project_id=project.id, name="the base", method="base", path="checkpoints/base")
+        session.add(base)
+        session.flush()
+        given = {"start": base.id, "batch_size": 8, "is_lora": False}
+        begun = now() - timedelta(hours=1)
+        # 10 seconds until it counts, then 2 and 4 seconds a step; LoRA was slower, and a resumed one says nothing.
+        for steps, busy, lora, attempt in (
+            (10, 20, False, 1),
+            (5, 20, False, 1),
+            (5, 500, True, 1),
+            (5, 900, False, 2),
+        ):
+            make_run(
+                session, project, "dpo", recipe={"kind": "dpo", **given, "max_steps": steps, "is_lora": lora},
+                status="done", attempt=attempt, cost={"wall_seconds": 10 + busy}, counted_at=begun,
+                ended_at=begun + timedelta(seconds=busy),
+            )  # fmt: skip
+    form = {**given, "max_steps": 15, "is_lora": "false"}
+    alike = client.get("/p/demo/forecast/dpo", params=form).text
+    assert "About <strong>55 s</strong> (40 s to 70 s)" in alike
+    assert "2 newest runs of this method" in alike
+    alone = client.get("/p/demo/forecast/dpo", params={**form, "is_lora": "true"}).text
+    assert "the newest run of this method" in alone and "<strong>25 min</strong>" in alone
+    for unknown in ({**form, "max_steps": ""}, {**form, "start": ""}):
+        assert "newest run" not in client.get("/p/demo/forecast/dpo", params=unknown).text
+    assert "once a run of this method has finished" in client.get("/p/demo/forecast/simpo", params=form).text
 
 
 def test_graders_stay_out(client: TestClient, project: Project) -> None:
