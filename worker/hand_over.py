@@ -46,6 +46,8 @@ class Labelled:
 def hand_over(job: Job) -> None:
     """The revisions the recipe asks for, as pairs that an imported judge has labelled in their favour."""
     recipe: HandOverRecipe = job.recipe
+    if job.has_made(PairSet):
+        return
     with job.read() as session:
         made = get(session, RevisionSet, recipe.revision_set)
         rows = _read_revisions(session, recipe)
@@ -101,6 +103,8 @@ def _imported_judge(session: Session, project_id: int, name: str) -> Judge:
 def keep_best(job: Job) -> None:
     """Scores every completion of the arm and pairs each prompt's best with its worst."""
     recipe: BestOfRecipe = job.recipe
+    if job.has_made(PairSet):
+        return
     prompts = pick_prompts(job, recipe, None)
     with job.read() as session:
         written = _read_completions(session, recipe, prompts)

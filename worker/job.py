@@ -144,6 +144,12 @@ class Job:
                     detail=more[0] if more else {},
                 ))  # fmt: skip
 
+    def has_made(self, kind: Any) -> bool:
+        """Whether an attempt before this one got to the end: what it makes is made at once, in one transaction."""
+        with self.read() as session:
+            made = sa.select(kind.id).where(kind.run_id == self.run_id).limit(1)
+            return session.execute(made).first() is not None
+
     def made(self, session: Session, noun: str, key: int, sha256: str = "") -> None:
         """Notes, within a write, that this run made a row."""
         record_output(session, self.run_id, noun, key, sha256)

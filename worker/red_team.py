@@ -44,6 +44,8 @@ from worker.llm import LocalModel, batch_seed
 def make_red_team(job: Job) -> None:
     """Writes the prompts and stores them as a prompt set."""
     recipe: RedTeamRecipe = job.recipe
+    if job.has_made(PromptSet):
+        return
     with job.read() as session:
         chosen = select(Prompt).where(Prompt.set_id == recipe.prompt_set, col(Prompt.split).in_(recipe.splits))
         seeds = list(session.exec(chosen.order_by(col(Prompt.position))).all())

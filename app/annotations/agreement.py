@@ -35,6 +35,7 @@ from app.stats.scores import ScoreAgreement, score_agreement
 ALL, READABLE, DECIDED = "all items, unreadable = disagreement", "readable only", "readable, without ties"
 TWICE = "all items, unreadable twice = the same"  # only of one annotator's two orders: it did the same both times
 MOST_PAIRS = 30  # of two people, told one by one
+UNREAD, UNREAD_TOO = "\0unreadable", "\0unreadable, too"  # as labels of their own, which no file can hold
 TOO_FEW = 20  # labels, below which a page warns of a figure
 FEWEST_SHARED = 20  # items, below which two people are not told one by one
 MOST_CATEGORIES = 40
@@ -117,9 +118,13 @@ def confusion_table(labelled: Labelled, one: str, other: str) -> tuple[list[str]
     if labelled.is_score:
         return [], [], []
     paired = pair_labels(labelled, one, other)
-    shown: list[tuple[str, str]] = [(_named(x), _named(y)) for x, y in zip(paired.one, paired.other, strict=True)]
-    seen = {name for pair in shown for name in pair}
     known = [str(label) for label in labelled.row.labels]
+    none = "unreadable" if "unreadable" not in known else "unreadable: no label"  # where it is one of the labels
+    shown = [
+        (none if x is None else str(x), none if y is None else str(y))
+        for x, y in zip(paired.one, paired.other, strict=True)
+    ]
+    seen = {name for pair in shown for name in pair}
     names = [name for name in known if name in seen or labelled.is_pairwise]
     names += sorted(seen - set(known))
     _, table = confusion([x for x, _ in shown], [y for _, y in shown], names)
@@ -283,10 +288,6 @@ def _row(
     return [dict(zip(COLUMNS, values, strict=True))]
 
 
-def _named(label: Label) -> str:
-    return "unreadable" if label is None else str(label)
-
-
 def _chosen(paired: Paired, kept: list[int]) -> Paired:
     one, other, prompts, categories = (
         [column[i] for i in kept] for column in (paired.one, paired.other, paired.prompts, paired.categories)
@@ -317,10 +318,8 @@ def _line(labelled: Labelled, name: str, paired: Paired) -> Line:
     if n == 0:
         return Line(name, 0, 0, None, None, None, None)
     # two unreadable labels do not agree, so each side's is a label of its own; but one annotator's two may be the same
-    one: list[Label] = ["unreadable" if x is None else x for x in paired.one]
-    other: list[Label] = [
-        "unreadable" if x is None and name == TWICE else "unreadable, too" if x is None else x for x in paired.other
-    ]
+    one: list[Label] = [UNREAD if x is None else x for x in paired.one]
+    other: list[Label] = [(UNREAD if name == TWICE else UNREAD_TOO) if x is None else x for x in paired.other]
     equal = [float(x == y) for x, y in zip(one, other, strict=True)]
     half = None
     if labelled.is_pairwise:
@@ -334,7 +333,7 @@ def _line(labelled: Labelled, name: str, paired: Paired) -> Line:
 
 
 def _are_read(x: Label, y: Label) -> bool:
-    return not str(x).startswith("unreadable") and not str(y).startswith("unreadable")
+    return not {x, y} & {UNREAD, UNREAD_TOO}
 
 
 def _alpha(labelled: Labelled, ratings: list[list[Label]], prompts: list[str]) -> Interval | None:

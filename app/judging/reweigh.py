@@ -14,12 +14,12 @@ import sqlalchemy as sa
 from sqlalchemy.orm import aliased
 from sqlmodel import Session, col, select
 
+from app.checkpoints.naming import store_named
 from app.constitutions.constitutions import PrincipleText, read_principles, save_version
 from app.constitutions.models import Constitution
 from app.db import get
 from app.errors import Invalid
 from app.judging.deciding import decide
-from app.judging.judges import free_name
 from app.judging.models import Judge, Opinion, Verdict, VerdictSet
 from app.judging.protocol import RULE_KEYS, Protocol, protocol_of
 from app.judging.verdicts import OpinionValue, VerdictValue
@@ -171,15 +171,22 @@ def what_if(session: Session, verdict_set: VerdictSet, weights: Mapping[str, flo
 
 
 def keep_weights(session: Session, verdict_set: VerdictSet, weights: Mapping[str, float]) -> VerdictSet:
-    """A new verdict set from the same opinions with other weights: re-aggregated, not re-judged. No call is made."""
+    """A verdict set from the same opinions with other weights: re-aggregated, not re-judged. No call is made.
+
+    The same weights twice are one set, so that a double click makes no second one.
+    """
+    session.exec(select(VerdictSet.id).where(VerdictSet.id == verdict_set.id).with_for_update()).one()
+    kept = select(VerdictSet).where(VerdictSet.parent_id == verdict_set.id, col(VerdictSet.archived_at).is_(None))
+    for known in session.exec(kept):
+        if known.weights == dict(weights) and known.n == verdict_set.n:
+            return known
     told = ", ".join(f"{key} {weight:g}" for key, weight in weights.items())
     row = VerdictSet(
-        project_id=verdict_set.project_id, pair_set_id=verdict_set.pair_set_id, judge_id=verdict_set.judge_id,
-        name=free_name(session, VerdictSet, verdict_set.project_id, f"{verdict_set.name[:60]}: {told}"[:110]),
+        project_id=verdict_set.project_id, pair_set_id=verdict_set.pair_set_id, judge_id=verdict_set.judge_id, name="",
         constitution_id=verdict_set.constitution_id, parent_id=verdict_set.id, weights=dict(weights),
         protocol=root_of(session, verdict_set).protocol | {"overall": "weighted"},
     )  # fmt: skip
-    session.add(row)
+    store_named(session, row, f"{verdict_set.name[:60]}: {told}")
     session.flush()
     counts: Counter[str] = Counter()
     batch: list[dict[str, Any]] = []

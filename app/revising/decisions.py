@@ -139,6 +139,8 @@ def decide(
             raise Conflict("Somebody else is looking at this revision just now. Go on with the next one.")
         if (revision.state, revision.account_id) != (state, account_id):
             raise Conflict("Somebody has decided about this revision meanwhile. Go on with the next one.")
+        if state == "accepted" and text.strip() and not _stands(session, revision, text):
+            raise Conflict("You have accepted this before, with another text: take that back first.")
         return
     if state == "accepted" and text.strip():
         _put_in_place(session, made, revision, account_id, text.strip())
@@ -177,13 +179,22 @@ def edit_of(revision: Revision) -> dict[str, Any] | None:
     return next((step for step in revision.steps if "edited_by" in step), None)
 
 
+def _stands(session: Session, revision: Revision, text: str) -> bool:
+    """Whether the revision reads like this."""
+    return (
+        revision.revised_id is not None and text.strip() == get(session, Completion, revision.revised_id).text.strip()
+    )
+
+
 def _put_in_place(session: Session, made: RevisionSet, revision: Revision, account_id: int, text: str) -> None:
     """A person's text as a completion of its own, under an arm that says that people wrote it."""
     original = get(session, Completion, revision.original_id)
     if text == original.text.strip():
         raise Invalid("This is the original, word for word: reject the revision instead.", {"text": ["the original"]})
-    if revision.revised_id is not None and text == get(session, Completion, revision.revised_id).text.strip():
+    if _stands(session, revision, text):
         return  # nothing was changed: the reviser's own text is accepted
+    # two who edit revisions of one prompt at this moment number their completions one after the other
+    session.execute(sa.select(col(RevisionSet.id)).where(col(RevisionSet.id) == made.id).with_for_update())
     arm = find_or_make_imported_arm(session, made.project_id, f"people’s edits (set {made.id})")
     session.flush()
     taken = sa.select(sa.func.max(col(Completion.sample))).where(

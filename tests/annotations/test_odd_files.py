@@ -10,12 +10,17 @@ import pytest
 from sqlmodel import select
 from starlette.testclient import TestClient
 
+from app.accounts.logins import make_account
+from app.annotations.agreement import compare, confusion_table
 from app.annotations.fields import as_text, read_annotation
+from app.annotations.labels import read_labelled
 from app.annotations.looking import look
+from app.annotations.models import AnnotationSet
 from app.annotations.recipes import ImportAnnotationsRecipe
-from app.db import reading
+from app.db import reading, transaction
 from app.pairs.fields import read_pairs
 from app.projects.models import Project
+from app.projects.projects import make_project
 from app.prompts.fields import BadField
 from app.prompts.models import Prompt, RejectedRow
 from app.prompts.recipes import ImportPairsRecipe
@@ -99,12 +104,18 @@ def test_a_reason_that_quotes_what_cannot_be_stored(
     assert client.get("/p/demo/import/look", params={"path": str(file)}).status_code == 200
 
 
-def test_the_split_of_a_prompt_that_stands_twice(project: Project, tmp_path: Path) -> None:
+@pytest.fixture
+def sqlite_project(sqlite_database: str) -> Project:
+    with transaction() as session:
+        return make_project(session, "demo", "Demo", make_account(session, "owner"))
+
+
+def test_the_split_of_a_prompt_that_stands_twice(sqlite_project: Project, tmp_path: Path) -> None:
     rows = [{"prompt": "Q1", "split": "train"}, {"prompt": "Q1", "split": "test"}, {"prompt": "Q2"},
             {"prompt": "Q2", "split": "test"}]  # fmt: skip
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    run = do(project.id, "import_prompts", path=str(file), may_reject=True, test_share=0, dev_share=0)
+    run = do(sqlite_project.id, "import_prompts", path=str(file), may_reject=True, test_share=0, dev_share=0)
     assert run.status == "done", run.error
     with reading() as session:
         splits = {row.messages[0]["content"]: row.split for row in session.exec(select(Prompt))}
@@ -146,3 +157,17 @@ def test_a_folder_of_a_known_layout_with_other_things_in_it(layout: str, tmp_pat
         (tmp_path / name).write_text(text)
     found = look("annotations", {"path": str(tmp_path)})
     assert found.layout == layout.partition(",")[0] and found.n_good + found.n_bad + bool(found.error)
+
+
+def test_a_label_called_unreadable_is_a_label(sqlite_project: Project, tmp_path: Path) -> None:
+    file = tmp_path / "scans.csv"
+    file.write_text("q,ann,judge\n" + "".join(f"{n},{said},\n" for n, said in enumerate(["unreadable", "clear"] * 3)))
+    run = do(sqlite_project.id, "import_annotations", path=str(file), layout="rows", scale="categorical",
+             item_fields=["q"], annotator_columns=["ann", "judge"], judges=["judge"])  # fmt: skip
+    assert run.status == "done", run.error
+    with reading() as session:
+        labelled = read_labelled(session, session.exec(select(AnnotationSet)).one())
+    line = compare(labelled, "*:ann", "*:judge").lines[0]
+    assert line.raw and (line.raw.value, line.n) == (0.0, 6)
+    names, _, table = confusion_table(labelled, "*:ann", "*:judge")
+    assert table[names.index("unreadable")][names.index("unreadable: no label")] == 3

@@ -1,5 +1,7 @@
 """Other weights over the same opinions: what would flip, keeping it, judging some pairs again; flags before judging."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from sqlmodel import select
 from starlette.testclient import TestClient
@@ -185,3 +187,17 @@ def test_a_set_too_large_to_decide_within_a_request_says_so_before_it_is_asked(
         assert answer.status_code == 422 and "at most 4 are decided anew" in answer.text
     with db.reading() as session:
         assert len(session.exec(select(VerdictSet)).all()) == 1, "nothing is left of what was refused"
+
+
+def test_the_same_weights_sent_many_times_at_once_are_one_set(client: TestClient, project: Project, pairs: int):
+    new = do(project.id, kind="new_judge", judge_kind="rule", format_weight=1, answer_weight=1)
+    run = do(project.id, kind="judge", pair_set=pairs, judge=made(new, "judge"))
+    assert run.status == "done", run.error
+    there = f"/p/demo/judge/{set_of(run).id}/keep"
+    with ThreadPoolExecutor(8) as many:
+        sent = [many.submit(client.post, there, data={"weight-format": "2"}, follow_redirects=False) for _ in range(8)]
+        places = {one.result().headers["location"] for one in sent}
+    other = client.post(there, data={"weight-format": "3"}, follow_redirects=False).headers["location"]
+    assert len(places) == 1 and other not in places
+    with db.reading() as session:
+        assert len(session.exec(select(VerdictSet)).all()) == 3

@@ -1,10 +1,13 @@
 """Revisions in the page: lists, deciding, editing, undo, roles; plain functions of chain, fence and sieve."""
 
 import random
+import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from sqlmodel import col, select
 from starlette.testclient import TestClient
 
@@ -310,3 +313,36 @@ def test_changes_are_marked_word_by_word() -> None:
     assert left == [(False, "It is a "), (True, "rude"), (False, " answer")]
     assert "".join(part for _, part in right) == "It is a friendly answer"
     assert mark_changes("word " * 5000, "other")[0] == [(False, "word " * 5000)]
+
+
+def test_two_edits_of_one_prompt_at_one_moment_are_two_completions(project: Project, made: RevisionSet) -> None:
+    with transaction() as session:
+        people = [make_person(session, project, f"editor {i}", "grader")[0].id for i in range(2)]
+        first, second = revisions_of(session, made.id)[:2]
+        second.prompt_id = first.prompt_id  # two completions of one prompt
+    done: list[str] = []
+
+    def edit_second() -> None:
+        with transaction() as session:
+            row = get(session, Revision, second.id)
+            decide(session, made, row, people[1], "accepted", text="Another text, by the second.")
+        done.append("second")
+
+    other = threading.Thread(target=edit_second)
+
+    def let_the_other_in(session: Any, *_: object) -> None:
+        """Between numbering the new completion and storing it."""
+        if any(isinstance(one, Completion) for one in session.new) and not other.ident:
+            other.start()
+            other.join(0.5)
+
+    with transaction() as session:
+        sa.event.listen(session, "before_flush", let_the_other_in)
+        decide(session, made, get(session, Revision, first.id), people[0], "accepted", text="A new text, by the first.")
+    other.join()
+    assert done == ["second"] and counters(made) == (2, 0)
+    with transaction() as session:
+        row = get(session, Revision, first.id)
+        with pytest.raises(Conflict, match="with another text"):
+            decide(session, made, row, people[0], "accepted", text="A third text, too late.")
+        decide(session, made, row, people[0], "accepted", text="A new text, by the first. ")
