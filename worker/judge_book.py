@@ -114,7 +114,7 @@ class VerdictBook:
         self.to_do = [key for key in self.to_do if key not in tied]
 
     def _forget_failures(self, session: Session) -> int:
-        """A call that got no answer is no reading: a resumed run asks again. Their verdicts are all unreadable."""
+        """A call that got no answer is no reading: a resumed run asks again, also where other votes decided without."""
         failed = (
             sa.select(col(Opinion.pair_id))
             .join(Call, col(Call.id) == col(Opinion.call_id))
@@ -123,15 +123,17 @@ class VerdictBook:
         pairs = sorted(set(session.execute(failed).scalars()))
         if not pairs:
             return 0
+        of_set = col(Verdict.verdict_set_id) == self.set_id, col(Verdict.pair_id).in_(pairs)
+        counts: Counter[str] = Counter()
+        for outcome, is_flip in session.execute(sa.select(col(Verdict.outcome), col(Verdict.is_flip)).where(*of_set)):
+            counts[f"n_{outcome or 'null'}"] -= 1
+            counts["n_flip"] -= is_flip
         for kind in (Verdict, Opinion):
-            gone = session.execute(
-                sa.delete(kind).where(
-                    col(kind.verdict_set_id) == self.set_id,
-                    col(kind.pair_id).in_(pairs),
-                )
-            )
-            if kind is Verdict:
-                self._count(session, n_null=-int(gone.rowcount))  # type: ignore[attr-defined]
+            mine = sa.delete(kind).where(col(kind.verdict_set_id) == self.set_id, col(kind.pair_id).in_(pairs))
+            session.execute(mine)
+        self._count(session, **counts)
+        if not self.is_hidden:
+            add_cost(session, self.job.run_id, labels=counts["n_a"] + counts["n_b"] + counts["n_tie"])
         return len(pairs)
 
     def _read_partial(self, session: Session) -> dict[int, list[OpinionValue]]:

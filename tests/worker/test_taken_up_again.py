@@ -13,7 +13,8 @@ from app.prompts.models import Prompt, PromptSet
 from app.revising.models import Revision
 from app.runs.models import Run
 from app.runs.queue import resume
-from tests.judging.rows import claim_next, do, make_pairs, read
+from tests.chat_server import ChatServer, Fault
+from tests.judging.rows import claim_next, do, endpoint_judge, make_pairs, read, set_of
 from tests.revising.rows import make_revisions
 from worker.child import work
 
@@ -54,3 +55,17 @@ def test_revisions_are_handed_over_once(project: Project) -> None:
     do_again(run)
     with reading() as session:
         assert (count(session, PairSet), count(session, VerdictSet)) == (1, 1)
+
+
+def test_a_verdict_that_stood_without_a_failed_vote_is_counted_once(project: Project) -> None:
+    with transaction() as session:
+        pairs = make_pairs(session, project.id, [("q", "x", "yy", None), ("r", "x", "yyy", None)]).id
+    with ChatServer(faults=[Fault(500)]) as server:
+        judge = endpoint_judge(project.id, server.origin)
+        run = do(project.id, kind="judge", pair_set=pairs, judge=judge, votes=5, temperature=1, max_tries=1,
+                 is_both_orders=False, concurrency=1)  # fmt: skip
+        assert run.status == "done", run.error
+        do_again(run)
+    found = set_of(run)
+    assert (found.n_a, found.n_b, found.n_tie, found.n_null) == (0, 2, 0, 0)
+    assert read(Run, run.id).cost["labels"] == 2
