@@ -19,6 +19,10 @@ from app.checkpoints.chat import Body, ChatAnswer, Target, ask
 
 Key = TypeVar("Key", bound=Hashable)
 
+# Answers that come close together are handed over together. To wait for more leaves places empty, so it may take only
+# this share of what a call takes: at 32 in flight another one comes in 1/32 of that time on average.
+LINGER_SHARE, LONGEST_LINGER_S = 0.04, 0.25
+
 
 class EndpointCalls:
     """At most `concurrency` calls in flight. Answers are handed over in lists, in the order they arrive."""
@@ -26,6 +30,7 @@ class EndpointCalls:
     def __init__(self, target: Target, *, concurrency: int, max_tries: int, timeout_s: float) -> None:
         self.target = target
         self.concurrency, self.max_tries, self.timeout_s = concurrency, max_tries, timeout_s
+        self.usual_s = 1.0  # about how long a call takes: what took long ago is forgotten
         self.in_flight = 0  # sent and not yet handed over; touched by the caller's thread only
         self._arrived: queue.SimpleQueue[tuple[Any, ChatAnswer | Exception]] = queue.SimpleQueue()
         self._loop = asyncio.new_event_loop()
@@ -53,9 +58,9 @@ class EndpointCalls:
         self.in_flight += len(batch)
         self._loop.call_soon_threadsafe(self._begin, batch)
 
-    def arrived(self, wait_s: float = 0.25, at_least: int = 1, linger_s: float = 0.03) -> list[tuple[Any, ChatAnswer]]:
-        """Everything that has arrived since the last look. Waits `wait_s` at most for the first answer, and then
-        `linger_s` at most until there are `at_least` of them."""
+    def arrived(self, wait_s: float = 0.25, at_least: int = 1) -> list[tuple[Any, ChatAnswer]]:
+        """Everything that has arrived since the last look. Waits `wait_s` at most for the first answer, and then for a
+        moment until there are `at_least` of them."""
         found: list[tuple[Any, ChatAnswer]] = []
         until = time.monotonic() + wait_s
         while True:
@@ -67,10 +72,13 @@ class EndpointCalls:
                 raise item[1]
             found.append((item[0], item[1]))
             if len(found) == 1:
-                until = time.monotonic() + linger_s
+                until = time.monotonic() + min(LONGEST_LINGER_S, LINGER_SHARE * self.usual_s)
             if len(found) >= at_least:
                 until = 0.0  # only what is there already
         self.in_flight -= len(found)
+        for _, answer in found:
+            if answer.tries == 1 and not answer.failure:
+                self.usual_s += 0.05 * (answer.seconds - self.usual_s)
         return found
 
     def _run(self) -> None:

@@ -2,41 +2,43 @@
 
 What is to be written is fixed before the start: prompts by hash, batches by length, each batch with its own seed. A
 batch is stored whole, so a resumed run writes exactly what is missing, with the same texts as if it had never stopped.
+An endpoint is asked through the call ledger: each answer is stored with its completion, and none is paid for twice.
 """
 
 import gc
 import hashlib
 import itertools
 import random
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import sqlalchemy as sa
 import torch
-from sqlmodel import col, select
+from sqlmodel import Session, col, select
 
 from app.checkpoints.arms import find_or_make_arm, put_before
-from app.checkpoints.chat import ChatAnswer, chat_body
+from app.checkpoints.chat import Target, chat_body
 from app.checkpoints.endpoints import target_of
 from app.checkpoints.models import Arm, Checkpoint, Endpoint
 from app.checkpoints.naming import store_named
-from app.db import clean_text, get
+from app.db import get
 from app.errors import AppError, Invalid
 from app.grading.recipes import GradingRecipe
 from app.pairs.models import Completion, Pair, PairSet
 from app.pairs.recipes import GenerateRecipe, Split
 from app.prompts.models import Prompt, PromptSet
 from app.prompts.strict_format import score_by_rule
+from app.runs.recipe import sha256_of
 from worker.checkpoints import weights_of
-from worker.endpoint import ask_all
 from worker.job import Job
+from worker.ledger import Known, Limits, Unit, ask_all_of, writing_cost
 from worker.llm import LocalModel, RewardScorer, Sample, batch_seed, plan_batches
 from worker.vllm_model import VllmModel
 
 CHUNK = 500
 SHOWN = 6  # completions on the run's film strip
-CALLS_IN_FLIGHT = 32
 
 
 class TooManyTruncated(AppError):
@@ -182,54 +184,91 @@ def check_truncated(n_truncated: int, n: int, max_truncated: float, n_new: int, 
         )
 
 
-def _store(job: Job, arm: Arm, written: list[tuple[Item, Sample]], usd: float = 0.0) -> None:
+def _store(job: Job, arm: Arm, written: Sequence[tuple[Item, Sample]]) -> None:
     with job.write() as session:
-        session.add_all(
-            Completion(
-                prompt_id=item.prompt.id, arm_id=arm.id, run_id=job.run_id, sample=item.sample, text=one.text,
-                n_tokens=one.n_tokens, stop_reason=one.stop_reason, is_prompt_truncated=one.is_prompt_truncated,
-            )
-            for item, one in written
+        _add(session, job, arm, written)
+    job.spend(generated_tokens=sum(one.n_tokens for _, one in written))
+
+
+def _add(session: Session, job: Job, arm: Arm, written: Sequence[tuple[Item, Sample]]) -> None:
+    session.add_all(
+        Completion(
+            prompt_id=item.prompt.id, arm_id=arm.id, run_id=job.run_id, sample=item.sample, text=one.text,
+            n_tokens=one.n_tokens, stop_reason=one.stop_reason, is_prompt_truncated=one.is_prompt_truncated,
+        )
+        for item, one in written
+    )  # fmt: skip
+
+
+class Asking:
+    """What the call ledger asks an endpoint: the missing completions of one arm.
+
+    An answer is known by all that decides it: the request, the prompt, the sample's number, and the run's seed unless
+    the request is greedy. So a run with another seed gets samples of its own, and the same run again gets the same.
+    """
+
+    def __init__(self, job: Job, arm: Arm, target: Target, missing: Sequence[Item], done: int, total: int) -> None:
+        self.job, self.arm, self.target, self.done, self.total = job, arm, target, done, total
+        self._left = deque(missing)
+        self.failures: list[str] = []
+
+    def next_units(self, session: Session, n: int) -> list[Unit]:
+        """The next completions."""
+        return [self._unit(self._left.popleft()) for _ in range(min(n, len(self._left)))]
+
+    def _unit(self, item: Item) -> Unit:
+        decoding = self.arm.decoding
+        more = {"top_p": decoding["top_p"]} if decoding.get("top_p", 1) < 1 else {}
+        body = chat_body(
+            self.target, put_before(self.arm.preamble, item.prompt.messages), max_tokens=decoding["max_new_tokens"],
+            temperature=decoding["temperature"], **more,
         )  # fmt: skip
-    job.spend(generated_tokens=sum(one.n_tokens for _, one in written), **({"usd": usd} if usd else {}))
+        known = {"kind": "generate", "origin": self.target.origin, "body": body, "prompt": item.prompt.sha256,
+                 "seed": None if body.get("temperature") == 0 else self.job.seed}  # fmt: skip
+        return Unit(
+            sha256_of(known), lambda: (body, {}), lambda known: (item, known), item.sample,
+            lambda answer: {"tokens_out": answer.tokens_out},
+        )  # fmt: skip
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether every completion was asked for."""
+        return not self._left
+
+    @property
+    def how_far(self) -> str:
+        """For messages."""
+        return f"{self.done:,} of {self.total:,} completions are written"
+
+    def store(self, session: Session, found: list[tuple[Item, Known]]) -> None:
+        """Writes completions in the transaction that holds their answers."""
+        good = [(item, _as_sample(known)) for item, known in found if not known.failure]
+        self.failures += [known.failure for _, known in found if known.failure]
+        _add(session, self.job, self.arm, good)
+        self.done += len(good)
+
+    def after(self, n_in_flight: int, spent_usd: float) -> None:
+        """Moves the bar."""
+        failed = f" · {len(self.failures)} calls failed" if self.failures else ""
+        self.job.progress(self.done, self.total, f"{self.arm.name} · ${spent_usd:.4f}{failed}")
 
 
 def _ask_endpoint(job: Job, arm: Arm, missing: list[Item], done: int, total: int) -> None:
     with job.read() as session:
         target = target_of(get(session, Endpoint, arm.endpoint_id or 0))
-    decoding = arm.decoding
-    more = {"top_p": decoding["top_p"]} if decoding.get("top_p", 1) < 1 else {}
-    calls = (
-        (
-            place,
-            chat_body(
-                target, put_before(arm.preamble, item.prompt.messages), max_tokens=decoding["max_new_tokens"],
-                temperature=decoding["temperature"], **more,
-            ),
-        )
-        for place, item in enumerate(missing)
-    )  # fmt: skip
-    failures = []
-    for arrived in ask_all(target, calls, concurrency=CALLS_IN_FLIGHT, check=job.check):
-        good = [(missing[place], _as_sample(answer)) for place, answer in arrived if not answer.failure]
-        if good:
-            _store(job, arm, good, sum(answer.cost_usd for _, answer in arrived))
-        for _, answer in arrived:
-            if answer.is_fatal:
-                raise AppError(f"The endpoint refuses the calls: {answer.failure}. Mend it, then resume this run.")
-        failures += [answer.failure for _, answer in arrived if answer.failure]
-        done += len(good)
-        job.progress(done, total, arm.name + (f" · {len(failures)} calls failed" if failures else ""))
-    if failures:
+    work = Asking(job, arm, target, missing, done, total)
+    ask_all_of(job, target, work, Limits(job.recipe.budget_usd), writing_cost)
+    if work.failures:
         raise AppError(
-            f"{len(failures):,} of {len(missing):,} calls failed; the last one: {failures[-1]}. What arrived is "
-            "stored: resume this run to ask for the rest."
+            f"{len(work.failures):,} of {len(missing):,} calls failed; the last one: {work.failures[-1]}. What arrived "
+            "is stored: resume this run to ask for the rest."
         )
 
 
-def _as_sample(answer: ChatAnswer) -> Sample:
-    stop_reason = {"length": "length", "content_filter": "refused"}.get(answer.stop_reason, "stop")
-    return Sample(clean_text(answer.text), answer.tokens_out, stop_reason, False)
+def _as_sample(known: Known) -> Sample:
+    said = str(known.request["stop_reason"])
+    stop_reason = {"length": "length", "content_filter": "refused"}.get(said, "stop")
+    return Sample(known.raw, int(known.request["tokens_out"]), stop_reason, False)
 
 
 # ------------------------------------------------------------------------------------------------------------ pairs

@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -22,10 +22,22 @@ from app.judging.verdicts import OpinionValue, VerdictValue
 from app.pairs.models import Completion, Pair, PairSet
 from worker.job import Job
 from worker.ledger import add_cost
+from worker.prepared import Prepared
 
 ENOUGH = 20  # verdicts after which a share is worth stopping for
 SAME = "a and b are the same text: not asked"
 NO_VOTES = {"a": 0, "b": 0, "tie": 0, "null": 0}
+# Statements of every turn of the call ledger: made once, and past the mapper.
+OPINIONS, VERDICTS, SETS = (kind.metadata.tables[str(kind.__tablename__)] for kind in (Opinion, Verdict, VerdictSet))
+OPINION = ("verdict_set_id", "pair_id", "judge_id", "sample", "principle", "is_swapped", "call_id", "choice", "p_a",
+           "by_principle", "reason")  # fmt: skip
+VERDICT = ("verdict_set_id", "pair_id", *(one.name for one in fields(VerdictValue)))
+COUNTERS = ("n_a", "n_b", "n_tie", "n_null", "n_flip")
+COUNT = (
+    sa.update(SETS)
+    .where(SETS.c.id == sa.bindparam("set"))
+    .values({name: SETS.c[name] + sa.bindparam(f"more_{name}", type_=sa.Integer()) for name in COUNTERS})
+)
 
 
 @dataclass(frozen=True)
@@ -55,6 +67,10 @@ class VerdictBook:
             self.protocol = read_protocol(session, judge, recipe.model_dump(), recipe.constitution)
         self.n_null = self.n_truncated = self.n_opinions = 0
         with job.write() as session:
+            dialect = session.get_bind().dialect
+            self._add_opinions = Prepared(sa.insert(OPINIONS), OPINION, dialect)
+            self._add_verdicts = Prepared(sa.insert(VERDICTS), VERDICT, dialect)
+            self._add_counts = Prepared(COUNT, ("set", *(f"more_{name}" for name in COUNTERS)), dialect)
             self.set_id = self._open(session, name)
             n_forgotten = self._forget_failures(session)
         with job.read() as session:
@@ -109,7 +125,7 @@ class VerdictBook:
             )
             with self.job.write() as session:
                 same = [key for key in session.execute(query).scalars() if key not in self.partial]
-                self._write_verdicts(session, [(key, value) for key in same])
+                add_cost(session, self.job.run_id, **self._write_verdicts(session, [(key, value) for key in same]))
             tied.update(same)
         self.to_do = [key for key in self.to_do if key not in tied]
 
@@ -153,10 +169,11 @@ class VerdictBook:
         """Whether a pair has opinions and no verdict yet."""
         return pair_id in self.partial
 
-    def store(self, session: Session, found: Sequence[Given]) -> None:
-        """Writes opinions, and the verdict of each pair that now has all it needs; counts the labels this gives."""
+    def store(self, session: Session, found: Sequence[Given]) -> dict[str, int]:
+        """Writes opinions, and the verdict of each pair that now has all it needs; gives how many labels that makes,
+        for the run's cost."""
         if not found:
-            return
+            return {}
         rows = [
             {
                 "verdict_set_id": self.set_id, "pair_id": one.pair_id, "judge_id": one.value.judge_id,
@@ -166,20 +183,20 @@ class VerdictBook:
             }
             for one in found
         ]  # fmt: skip
-        session.execute(sa.insert(Opinion), rows)
+        self._add_opinions.run(session, rows)
         self.n_opinions += len(found)
         self.n_truncated += sum(one.is_truncated for one in found)
         for one in found:
             self.partial.setdefault(one.pair_id, []).append(one.value)
-        self._store_verdicts(session, dict.fromkeys(one.pair_id for one in found))
+        return self._store_verdicts(session, dict.fromkeys(one.pair_id for one in found))
 
-    def _store_verdicts(self, session: Session, pair_ids: Iterable[int]) -> None:
+    def _store_verdicts(self, session: Session, pair_ids: Iterable[int]) -> dict[str, int]:
         complete = [key for key in pair_ids if not any(self.missing(seat, key) for seat in self.protocol.seats)]
-        self._write_verdicts(session, [(key, decide(self.protocol, self.partial.pop(key))) for key in complete])
+        return self._write_verdicts(session, [(key, decide(self.protocol, self.partial.pop(key))) for key in complete])
 
-    def _write_verdicts(self, session: Session, decided: Sequence[tuple[int, VerdictValue]]) -> None:
+    def _write_verdicts(self, session: Session, decided: Sequence[tuple[int, VerdictValue]]) -> dict[str, int]:
         if not decided:
-            return
+            return {}
         counts: Counter[str] = Counter()
         for _, value in decided:
             counts[f"n_{value.outcome or 'null'}"] += 1
@@ -187,17 +204,15 @@ class VerdictBook:
         rows: list[dict[str, Any]] = [
             {"verdict_set_id": self.set_id, "pair_id": pair_id, **vars(value)} for pair_id, value in decided
         ]
-        session.execute(sa.insert(Verdict), rows)
+        self._add_verdicts.run(session, rows)
         self._count(session, **counts)
         self.n_done += len(rows)
         self.n_null += counts["n_null"]
-        if not self.is_hidden:
-            add_cost(session, self.job.run_id, labels=len(rows) - counts["n_null"])
+        return {} if self.is_hidden else {"labels": len(rows) - counts["n_null"]}
 
     def _count(self, session: Session, **changes: int) -> None:
-        values = {name: getattr(VerdictSet, name) + change for name, change in changes.items() if change}
-        if values:
-            session.execute(sa.update(VerdictSet).where(col(VerdictSet.id) == self.set_id).values(**values))
+        more = {f"more_{name}": changes.get(name, 0) for name in COUNTERS}
+        self._add_counts.run(session, [{"set": self.set_id, **more}])
 
     def progress(self, note: str = "") -> None:
         """Moves the bar."""

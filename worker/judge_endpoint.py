@@ -1,6 +1,8 @@
 """Judging over HTTP, on the call ledger: which questions to ask of each pair, and what their answers say."""
 
+import gc
 from collections import deque
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -18,6 +20,8 @@ from app.judging.verdicts import OpinionValue
 from worker.job import Job
 from worker.judge_book import Given, VerdictBook, given
 from worker.ledger import Known, Unit, ask_all_of
+
+READ_AT_ONCE = 128  # pairs: the query costs more than its rows
 
 
 def askings_of(job: Job, book: VerdictBook, seat: Seat) -> dict[str, Asking]:
@@ -47,7 +51,7 @@ class PairWork:
     def next_units(self, session: Session, n: int) -> list[Unit]:
         """Units of pairs in their order; those of a later vote first."""
         while len(self._ready) < n and self._left:
-            ids = [self._left.popleft() for _ in range(min(len(self._left), max(n, 32)))]
+            ids = [self._left.popleft() for _ in range(min(len(self._left), max(n, READ_AT_ONCE)))]
             for pair in read_pairs(session, ids):
                 self._ask(pair)
         return [self._ready.popleft() for _ in range(min(n, len(self._ready)))]
@@ -83,9 +87,9 @@ class PairWork:
         """How many pairs are done."""
         return f"{self.book.n_done} of {self.book.total} pairs have a verdict"
 
-    def store(self, session: Session, found: list[Any]) -> None:
+    def store(self, session: Session, found: list[Any]) -> Mapping[str, float]:
         """Stores opinions and verdicts; pairs whose votes have settled nothing yet are asked again."""
-        self.book.store(session, found)
+        labels = self.book.store(session, found)
         for one in found:
             pair, n = self._open[one.pair_id]
             if n > 1:
@@ -94,6 +98,7 @@ class PairWork:
             del self._open[one.pair_id]
             if self.book.is_open(one.pair_id):
                 self._ask(pair)
+        return labels
 
     def after(self, n_in_flight: int, spent_usd: float) -> None:
         """The bar, and stopping early where the labels would mean nothing."""
@@ -111,4 +116,5 @@ def judge_by_endpoint(job: Job, book: VerdictBook, seat: Seat) -> None:
     askings = askings_of(job, book, seat)
     asking = next(iter(askings.values()))
     job.log(f"how the verdict is asked for: {asking.mode}")
+    gc.freeze()  # what the libraries made stays anyway: looking through it again costs as much as a hundred calls
     ask_all_of(job, asking.target, PairWork(book, seat, askings), book.recipe)

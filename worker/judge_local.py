@@ -76,7 +76,7 @@ def _weights(job: Job, seat: Seat) -> Weights:
 
 def _store(job: Job, book: VerdictBook, found: list[Given], tokens: int) -> None:
     with job.write() as session:
-        book.store(session, found)
-        add_cost(session, job.run_id, judge_calls=len(found), judge_tokens=tokens)
+        labels = book.store(session, found)
+        add_cost(session, job.run_id, judge_calls=len(found), judge_tokens=tokens, **labels)
     book.progress()
     book.check_shares()

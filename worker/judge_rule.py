@@ -22,7 +22,7 @@ def judge_by_rule(job: Job, book: VerdictBook, seat: Seat) -> None:
             for pair in pairs for asked in book.missing(seat, pair.id)
         ]  # fmt: skip
         with job.write() as session:
-            book.store(session, found)
-            add_cost(session, job.run_id, judge_calls=len(found))
+            labels = book.store(session, found)
+            add_cost(session, job.run_id, judge_calls=len(found), **labels)
         book.progress()
         book.check_shares()

@@ -68,6 +68,9 @@ class BenchmarkRecipe(Recipe):
     limit: int | None = Field(None, ge=1, title="At most this many items", description="Per subject for MMLU.")
     use_chat_template: bool = Field(False, title="Use the chat template")
     max_truncated: float = Field(0.2, ge=0, le=1, title="Stop when more than this share of items is truncated")
+    budget_usd: float | None = Field(
+        None, ge=0, title="Stop at this cost in US dollars", description="Of a judge at an endpoint."
+    )
 
     def title(self) -> str:
         """The benchmark's name, where the run has none of its own."""
@@ -118,6 +121,7 @@ class BenchmarkRecipe(Recipe):
 
 
 def measured(recipe: dict[str, Any]) -> dict[str, Any]:
-    """What a benchmark's recipe measures, whatever it is called, drawn from or batched by; fields added since count."""
+    """What a benchmark's recipe measures, whatever it is called, drawn from, batched by or may cost; fields added since
+    count."""
     whole = {"arm": None, **recipe}
-    return {name: value for name, value in whole.items() if name not in {"name", "seed", "batch_size"}}
+    return {name: value for name, value in whole.items() if name not in {"name", "seed", "batch_size", "budget_usd"}}

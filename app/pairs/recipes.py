@@ -83,6 +83,9 @@ class GenerateRecipe(Recipe):
     )
     limit: int | None = Field(None, ge=1, title="At most this many prompts")
     max_truncated: float = Field(0.2, ge=0, le=1, title="Stop when more than this share of prompts is truncated")
+    budget_usd: float | None = Field(
+        None, ge=0, title="Stop at this cost in US dollars", description="Of an endpoint; a checkpoint costs none."
+    )
 
     @model_validator(mode="after")
     def _arms_fit(self) -> "GenerateRecipe":
