@@ -4,7 +4,7 @@ Every target (prompts, preferences, annotations) reads the first rows with the v
 that what the page counts is what the import would do.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -12,13 +12,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from app.annotations.fields import AnnotationDraft
-from app.annotations.layouts import fill, read_annotations
+from app.annotations.layouts import LOOKED_AT, fill, preset_of, read_annotations
 from app.annotations.recipes import ImportAnnotationsRecipe
 from app.db import clean_text
 from app.errors import Invalid
 from app.pairs.fields import PairDraft, guess_layout, read_pairs
 from app.prompts.fields import ADDED, GUESSES, BadField, Draft, read_prompt
-from app.prompts.files import BadRow
+from app.prompts.files import BadRow, typical_row
 from app.prompts.recipes import ImportPairsRecipe, ImportPromptsRecipe
 from app.prompts.sources import open_rows, peek
 from app.runs.recipe import Recipe
@@ -28,6 +28,7 @@ TARGETS: dict[str, type[Recipe]] = {
 }  # fmt: skip
 FIRST = 1_000  # rows that are looked at
 SHOWN = 3
+FEW = 50  # one row in so many may be odd
 KEPT = 20  # refused rows that are listed
 Good = Draft | PairDraft | AnnotationDraft
 
@@ -52,7 +53,8 @@ def look(target: str, given: Mapping[str, Any]) -> Look:
     """Reads the first rows as this target would; never raises for what the file holds."""
     found = Look(target, dict(given))
     try:
-        row = first_row(str(given.get("path", "")), str(given.get("format") or "auto"))
+        rows = first_rows(str(given.get("path", "")), str(given.get("format") or "auto"))
+        row = typical_row(rows, NAMES_OF[target])
         found.values = guess(target, row, found.values)
         recipe = TARGETS[target].model_validate(found.values)
         if isinstance(recipe, ImportAnnotationsRecipe):
@@ -106,16 +108,24 @@ def drafts(recipe: Recipe) -> Iterator[Good | BadRow]:
             yield BadRow(one[0], str(error))
 
 
-def first_row(path: str, fmt: str) -> Any:
-    """The first row that can be read, or None: a folder of several files has none."""
+def choose(looks: Mapping[str, Look]) -> str:
+    """What a file is opened as: preferences or annotations where that is most of what it can be, so that a few odd rows
+    do not make prompts of it; of these two the one with more rows, preferences unless that is more than a few."""
+    pairs, annotations = looks["pairs"].n_good, looks["annotations"].n_good
+    special = "pairs" if pairs and pairs + max(1, pairs // FEW) >= annotations else "annotations"
+    return special if 2 * looks[special].n_good > max(one.n_good for one in looks.values()) else "prompts"
+
+
+def first_rows(path: str, fmt: str) -> list[Any]:
+    """The first rows that can be read; a folder of several files has none."""
     try:
-        return next((one[1] for one in peek(path, fmt, 20) if not isinstance(one, BadRow)), None)
+        return [one[1] for one in peek(path, fmt, LOOKED_AT) if not isinstance(one, BadRow)]
     except (Invalid, OSError, UnicodeError):
-        return None  # the look itself says why
+        return []  # the look itself says why
 
 
 def guess(target: str, row: Any, given: dict[str, Any]) -> dict[str, Any]:
-    """The values with what the first row tells put in where nothing was said."""
+    """The values with what a typical row tells put in where nothing was said."""
     if not isinstance(row, dict):
         return given
     guessed: dict[str, Any] = {}
@@ -123,10 +133,9 @@ def guess(target: str, row: Any, given: dict[str, Any]) -> dict[str, Any]:
         answer = {"dolly": "response", "alpaca": "output"}.get(name_of(row), "")
         guessed = {"reference_field": answer} if answer in row and isinstance(row[answer], str) else {}
     elif target == "pairs" and not given.get("chosen_field"):
-        try:
-            layout = given.get("layout") or "auto"
-            layout = guess_layout(row) if layout == "auto" else layout
-        except BadField:
+        layout = given.get("layout") or "auto"
+        layout = _pairs_of(row) if layout == "auto" else layout
+        if not layout:
             return given
         guessed = {"layout": layout}
         if layout == "pku_saferlhf":
@@ -147,6 +156,17 @@ def name_of(row: Any) -> str:
     if isinstance(row.get("prompt"), dict) and "replies" in row["prompt"]:
         return "oasst"
     return next((name for name in GUESSES if row.get(name)), "rows")
+
+
+def _pairs_of(row: Any) -> str:
+    """What a row of preferences looks like, or "" """
+    try:
+        return guess_layout(row) if isinstance(row, dict) else ""
+    except BadField:
+        return ""
+
+
+NAMES_OF: dict[str, Callable[[Any], str]] = {"prompts": name_of, "pairs": _pairs_of, "annotations": preset_of}
 
 
 def mapping_of(recipe: Recipe, row: Any) -> list[tuple[str, str]]:

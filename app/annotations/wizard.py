@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 from sqlmodel import Session, col, select
 
-from app.annotations.looking import FIRST, TARGETS, Look, look
+from app.annotations.looking import FIRST, TARGETS, Look, choose, look
 from app.checkpoints.models import Checkpoint
 from app.checkpoints.rendering import NoTemplate, render_chat
 from app.db import Db
@@ -82,7 +82,7 @@ def show_look(request: Request, member: Researcher, session: Db) -> Response:
             values |= read_form(recipe, given)  # type: ignore[arg-type]
         looks[target] = look(target, {name: value for name, value in values.items() if value != ""})
     if chosen not in TARGETS:
-        chosen = max(looks, key=lambda name: (looks[name].n_good, name == "pairs", name == "annotations"))
+        chosen = choose(looks)
     return _page(request, session, member, looks, chosen, {}, given.get("checkpoint", ""), common)
 
 

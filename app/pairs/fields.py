@@ -160,6 +160,8 @@ def as_prompt(given: Any) -> Messages:
 
 def _as_turns(row: Mapping[str, Any], name: str) -> Messages:
     value = row.get(name)
+    if value is None:
+        raise BadField(f"it has no “{name}”: fill it, or leave the row out")
     if isinstance(value, str):
         return [{"role": "assistant", "content": clean(value, name)}]
     return _list([value] if isinstance(value, dict) else value)

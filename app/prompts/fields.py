@@ -101,7 +101,7 @@ def _find_messages(
         if wanted not in row:
             raise BadField(f"it has no field “{wanted}”; it has: {', '.join(map(str, row))[:200]}")
         return _as_messages(row[wanted], wanted)
-    found = next((name for name in GUESSES if row.get(names.get(name, ""))), None)
+    found = next((name for name in GUESSES if name in names and row.get(names[name])), None)
     if found is None:
         known = [name for name in GUESSES if name in names]
         if known:
@@ -110,7 +110,7 @@ def _find_messages(
         raise BadField(f"no prompt among its fields ({there}): name one under “Field of the prompt”")
     messages, follow_ups, answer = _as_messages(row[names[found]], found)
     for extra in ADDED.get(found, ()):
-        more = row.get(names.get(extra, ""))
+        more = row.get(names[extra]) if extra in names else None
         if isinstance(more, str) and more.strip():
             messages[-1]["content"] += "\n\n" + clean(more, extra)
     return messages, follow_ups, answer
@@ -201,7 +201,7 @@ def _named(
 
 
 def _read_split(row: Mapping[str, Any], names: Mapping[str, str]) -> str:
-    value = row.get(names.get("split", ""))
+    value = row.get(names["split"]) if "split" in names else None
     if not isinstance(value, str) or not value.strip():
         return ""
     found = SPLIT_WORDS.get(value.strip().lower(), value.strip().lower())

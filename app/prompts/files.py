@@ -10,7 +10,8 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
@@ -21,6 +22,7 @@ from app.errors import Invalid
 
 MAX_ROW = 4 * 2**20  # characters in one row
 MAX_DECODED = 4 * 2**30  # bytes of text in one file
+BEGINNING = 2**16  # bytes that tell a file's format
 MAX_WHOLE = 64 * 2**20  # a JSON document is read in one piece
 SUFFIXES = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet",
@@ -39,6 +41,17 @@ class BadRow:
 
 
 Rows = Iterator[tuple[int, Any] | BadRow]
+
+
+def typical_row(rows: Sequence[Any], name_of: Callable[[Any], str]) -> Any:
+    """The first of those rows that look like most of them do, so that an odd one decides nothing; None without any.
+
+    `name_of` says what a row looks like, "" where it knows nothing like it: then, of equally many, the known ones win.
+    """
+    names = [name_of(row) for row in rows]
+    counts = Counter(names)
+    most = max(counts, key=lambda name: (counts[name], name != ""), default="")
+    return rows[names.index(most)] if rows else None
 
 
 def resolve_path(text: str) -> Path:
@@ -94,12 +107,14 @@ def guess_format(path: Path) -> str:
         return named
     try:
         with _open(path) as file:
-            start = file.read(4096)
+            start = file.read(BEGINNING)
     except (OSError, EOFError, zlib.error) as error:
         raise Invalid(f"{path.name} cannot be read ({error}): is it whole? Copy or upload it again.") from error
     if start.startswith(b"PAR1"):
         return "parquet"
     begin = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if _are_mostly_objects(begin.split(b"\n")[:-1]):
+        return "jsonl"
     if begin.startswith(b"["):
         return "json"
     if begin.startswith(b"{"):
@@ -112,6 +127,16 @@ def guess_format(path: Path) -> str:
     if named == "text" or not path.suffixes:
         return "text"
     raise Invalid(f"{path.name} is not recognised as {KNOWN}: choose its format in the form.")
+
+
+def _are_mostly_objects(lines: list[bytes]) -> bool:
+    """Whether more than half of several whole lines are a JSON object each, whatever the first one is."""
+    filled = [line for line in lines if line.strip()][:20]
+    n = 0
+    for line in filled:
+        with contextlib.suppress(ValueError, RecursionError):
+            n += isinstance(json.loads(line), dict)
+    return len(filled) > 1 and 2 * n > len(filled)
 
 
 def _open(path: Path) -> IO[bytes]:

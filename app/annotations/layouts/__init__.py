@@ -19,9 +19,10 @@ from app.annotations.layouts.xstest import read_xstest
 from app.annotations.presets import PRESETS, guess_preset
 from app.annotations.recipes import ImportAnnotationsRecipe
 from app.errors import Invalid
-from app.prompts.files import BadRow, resolve_path
-from app.prompts.sources import open_rows
+from app.prompts.files import BadRow, resolve_path, typical_row
+from app.prompts.sources import peek
 
+LOOKED_AT = 20  # first rows, most of which tell the layout
 Drafts = Iterator[tuple[int, AnnotationDraft] | BadRow]
 LAYOUTS: dict[str, Callable[[Path, ImportAnnotationsRecipe], Drafts]] = {
     "rows": read_mapped, "arena": read_arena, "mt_bench": read_mt_bench, "pandalm": read_pandalm,
@@ -45,12 +46,22 @@ def guess_layout(recipe: ImportAnnotationsRecipe) -> str:
         found = next((layout for layout, mark in marks.items() if any(path.glob(mark))), "")
         found = found or ("llmbar" if any(any(path.glob("*/" * n + "evaluators")) for n in (1, 2, 3)) else "")
     else:
-        row = next((one[1] for one in open_rows(recipe.path, recipe.format) if not isinstance(one, BadRow)), None)
-        found = guess_preset(row) if isinstance(row, dict) else ""
+        found = preset_of(_typical(recipe))
     if not found:
         message = "The layout is not recognised: choose it, or choose “rows” and name the fields."
         raise Invalid(message, {"layout": [message]})
     return found
+
+
+def preset_of(row: Any) -> str:
+    """The layout that a row looks like, or "" """
+    return guess_preset(row) if isinstance(row, dict) else ""
+
+
+def _typical(recipe: ImportAnnotationsRecipe) -> Any:
+    """A row that looks like most of the first ones."""
+    found = peek(recipe.path, recipe.format, LOOKED_AT)
+    return typical_row([one[1] for one in found if not isinstance(one, BadRow)], preset_of)
 
 
 def fill(recipe: ImportAnnotationsRecipe) -> ImportAnnotationsRecipe:
@@ -58,7 +69,7 @@ def fill(recipe: ImportAnnotationsRecipe) -> ImportAnnotationsRecipe:
     layout = guess_layout(recipe)
     known: dict[str, Any] = {**PRESETS.get(layout, {}), "layout": layout}
     if layout == "arena":  # a few copies of these files lack the number of turns
-        row = next((one[1] for one in open_rows(recipe.path, recipe.format) if not isinstance(one, BadRow)), None)
+        row = _typical(recipe)
         if isinstance(row, dict):
             known["item_fields"] = [name for name in known["item_fields"] if name in row]
             known.update({name: "" for name in ("a_field", "b_field", "annotator_field") if known[name] not in row})
