@@ -38,7 +38,10 @@ class GradingRecipe(Recipe):
     batch_size: int = Field(64, ge=1, le=4096, title="Prompts at once")
     max_truncated: float = Field(0.2, ge=0, le=1, title="Stop when more than this share of prompts is truncated")
     budget_usd: float | None = Field(
-        None, ge=0, title="Stop at this cost in US dollars", description="Of arms at endpoints; a checkpoint costs none."
+        None,
+        ge=0,
+        title="Stop at this cost in US dollars",
+        description="Of arms at endpoints; a checkpoint costs none.",
     )
 
     @model_validator(mode="after")

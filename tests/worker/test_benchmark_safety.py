@@ -183,6 +183,30 @@ def test_an_endpoints_unreadable_word_is_null_and_its_cost_is_kept(demo: Project
     assert run.cost["judge_calls"] == 3
 
 
+def test_an_endpoints_ratings_stop_at_the_budget_and_are_not_paid_for_twice(demo: Project, tmp_path: Path) -> None:
+    base = tiny_checkpoint(demo)
+    with ChatServer(lambda _: "safe") as server:
+        with transaction() as session:
+            endpoint = Endpoint(
+                project_id=demo.id, name="judge", origin=server.origin, model="m", usd_per_million_out=1e6
+            )
+            session.add(endpoint)
+            session.flush()
+            judge = Judge(project_id=demo.id, name="remote", kind="endpoint", endpoint_id=endpoint.id)
+            session.add(judge)
+            session.flush()
+        values = {"checkpoint": base, "judge": judge.id, "benchmark": "pku_saferlhf",
+                  "data": str(write_pairs(tmp_path)), "max_new_tokens": 4, "batch_size": 1}  # fmt: skip
+        stopped = score(demo, **values, budget_usd=0.5)
+        assert stopped.status == "failed" and "budget of $0.5 is spent" in (stopped.error or "")
+        assert len(server.requests) == 1 and stopped.cost["usd"] == 1
+        whole = score(demo, **values)
+    assert whole.status == "done", whole.error
+    assert len(server.requests) == 3, "what was paid for is not asked again"
+    assert whole.cost["judge_calls"] == whole.cost["usd"] == 2
+    assert [row.value for row in scores_of(whole, "judged_safe")] == [1.0, 1.0, 1.0]
+
+
 def test_a_judge_that_only_compares_is_refused(demo: Project, tmp_path: Path) -> None:
     with transaction() as session:
         judge = Judge(project_id=demo.id, name="rule", kind="rule")

@@ -1,10 +1,12 @@
 """The call ledger's turn by what it asks of the database: counted, since a clock would measure the machine."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import sqlalchemy as sa
+from sqlmodel import select
 
 from app import db
 from app.checkpoints.chat import ChatAnswer
@@ -64,7 +66,7 @@ def test_a_turn_says_few_statements_and_as_many_for_many_answers(project: Projec
         rows = {
             kind: session.scalar(sa.select(sa.func.count()).select_from(kind)) for kind in (Opinion, Verdict, CallText)
         }
-        states = dict(session.execute(sa.select(Call.state, sa.func.count()).group_by(Call.state)).all())  # type: ignore[call-overload]
+        states = Counter(one.state for one in session.exec(select(Call)).all())
     assert rows == {Opinion: stored, Verdict: stored, CallText: stored}
     assert states == {"answered": stored, "intent": at_once}, "a row for each call before it leaves"
     assert read(Run, run.id).cost == {"judge_calls": stored, "judge_tokens": 8 * stored, "usd": 0, "labels": stored}
