@@ -32,6 +32,8 @@ PAGES = {
     "snapshot": "train/snapshots", "checkpoint": "checkpoints", "endpoint": "checkpoints/endpoints",
     "constitution": "constitutions", "grading": "grade", "arm": "checkpoints/arms", "benchmark": "benchmarks",
 }  # fmt: skip
+DAY_S = 86_400
+MOST_WORKERS = 50  # listed
 PANELS = {
     "import_prompts", "import_pairs", "import_annotations", "peek_hub", "generate", "judge", "card", "sft", "reward",
     "dpo", "simpo", "kto", "ppo", "grpo", "rloo", "benchmark", "grading", "export",
@@ -296,8 +298,12 @@ def resume_run_api(member: Researcher, session: Db, run_id: int) -> dict[str, An
 
 @router.get("/p/{project}/workers")
 def list_workers(request: Request, member: Viewer, session: Db) -> Response:
-    """Who works, or has today: queues, slots, device, heartbeat."""
+    """Who works, or has today: queues, slots, device, heartbeat. Who has been silent for longer is folded away."""
     clock = db_now(session)
-    lately = select(Worker).where(Worker.beat_at > clock - 86_400)  # who left before yesterday is no news
-    rows = session.exec(lately.order_by(col(Worker.beat_at).desc()).limit(50)).all()
-    return html(request, "runs/workers.html", title="Workers", rows=rows, clock=clock)
+    is_late = col(Worker.beat_at) > clock - DAY_S
+    newest = select(Worker).order_by(col(Worker.beat_at).desc()).limit(MOST_WORKERS)
+    n_silent = session.execute(sa.select(sa.func.count()).select_from(Worker).where(~is_late)).scalar_one()
+    return html(
+        request, "runs/workers.html", title="Workers", rows=session.exec(newest.where(is_late)).all(),
+        silent=session.exec(newest.where(~is_late)).all(), n_silent=n_silent, clock=clock,
+    )  # fmt: skip

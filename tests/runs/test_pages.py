@@ -14,7 +14,7 @@ from app.projects.models import Project
 from app.projects.projects import make_project
 from app.prompts.recipes import ImportPromptsRecipe
 from app.runs import queue
-from app.runs.models import Metric, Run
+from app.runs.models import Metric, Run, Worker
 
 RECIPE = ImportPromptsRecipe(shipped="demo", name="=1+1")
 
@@ -58,6 +58,18 @@ def test_a_paused_run_is_called_so_wherever_runs_are_listed(client: TestClient, 
     assert client.post(f"/api/v1/p/demo/runs/{run_id}/resume").json()["status"] == "queued"
     assert client.post(f"/api/v1/p/demo/runs/{run_id}/cancel").json()["status"] == "cancelled"
     assert "badge-paused" not in client.get("/p/demo/runs").text
+
+
+def test_workers_that_were_lost_long_ago_are_folded_away_and_counted(client: TestClient) -> None:
+    assert "No worker yet" in client.get("/p/demo/workers").text
+    ages = {"busy": 2, "gone": 3600, "old": 90_000, "older": 900_000}
+    with db.transaction() as session:
+        clock = db.db_now(session)
+        session.add_all(Worker(name=name, queues="cpu", beat_at=clock - age) for name, age in ages.items())
+    lately, _, folded = client.get("/p/demo/workers").text.partition("<details")
+    assert "busy" in lately and "60 min ago" in lately and "older" not in lately
+    assert "2 not heard of for more than a day" in folded and "10 days ago" in folded and "25 h ago" in folded
+    assert "busy" not in folded
 
 
 def test_keyset_pages_show_every_row_once(client: TestClient, project: Project) -> None:
