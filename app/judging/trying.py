@@ -22,12 +22,14 @@ from app.judging.recipes import JudgeRecipe, members_of
 from app.judging.rule import opine_by_rule
 from app.judging.verdicts import OpinionValue, VerdictValue
 from app.pairs.models import Pair, PairSet
+from app.runs.models import Run
 
 N_TRIED = 10
 TRY_S = 20.0  # for one try of one call
 ALL_S = 60.0  # for the whole trial
 N_SAMPLED = 100  # pairs whose prompts a forecast renders
 CHARS_PER_TOKEN = 4.0
+WRITERS = ("generate", "grading", "revise", "red_team")  # kinds whose calls are answered by text, not by a judge
 
 
 @dataclass(frozen=True)
@@ -226,7 +228,9 @@ def calibrate(
     """
     rows = session.exec(
         select(Call, CallText).join(CallText, col(CallText.call_id) == col(Call.id))
-        .where(Call.project_id == project_id, Call.state == "answered", Call.tokens_in > 0)
+        .join(Run, col(Run.id) == col(Call.run_id))
+        .where(Call.project_id == project_id, Call.state == "answered", Call.tokens_in > 0,
+               col(Run.kind).not_in(WRITERS))
         .order_by(col(Call.id).desc()).limit(50)
     ).all()  # fmt: skip
     bodies = [(call, text.request["body"], text) for call, text in rows]
