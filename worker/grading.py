@@ -4,13 +4,14 @@ from collections.abc import Sequence
 
 from sqlmodel import Session, col, select
 
-from app.checkpoints.arms import find_or_make_arm
+from app.checkpoints.arms import find_or_make_arm, same_decoding
 from app.checkpoints.models import Arm
 from app.db import get
 from app.errors import Invalid
 from app.grading.items import make_grading
 from app.grading.recipes import GradingRecipe
 from app.pairs.models import Completion
+from app.pairs.recipes import Decoding
 from app.prompts.models import Prompt
 from worker.generate import Item, pick_prompts, write_completions
 from worker.job import Job
@@ -32,8 +33,18 @@ def prepare_grading(job: Job) -> None:
         job.made(session, "grading", grading.id)
         said = f"{grading.planned_n} items to grade, {grading.n_identical} more are identical: ties, never shown"
     job.log(said)
+    odd = [arm.name for arm in arms if arm.kind != "imported" and not _is_sampled_alike(arm, recipe)]
+    if odd:
+        job.log(
+            f"{', '.join(odd)}: sampled with other settings than the recipe’s, which may show in a win rate", "warning"
+        )
     if grading.planned_n == 0:
         job.log("every completion is the same for all arms: there is nothing to grade", "warning")
+
+
+def _is_sampled_alike(arm: Arm, recipe: GradingRecipe) -> bool:
+    asked = same_decoding(recipe.decoding.model_dump())
+    return {**Decoding().model_dump(), **arm.decoding} == asked
 
 
 def _arms(job: Job, recipe: GradingRecipe) -> list[Arm]:

@@ -1,20 +1,25 @@
 """Preparing a grading by the real worker function on tiny checkpoints, resumed, and over arms of other kinds."""
 
 import pytest
+from fastapi.testclient import TestClient
 from sqlmodel import col, select
 
+from app.accounts.models import Account
 from app.checkpoints.arms import find_or_make_arm, find_or_make_imported_arm
 from app.checkpoints.models import Arm
 from app.db import get, reading, transaction
+from app.grading.items import Marks, give_grade
 from app.grading.models import GradeItem, Grading
 from app.grading.recipes import GradingRecipe
 from app.pairs.models import Completion
 from app.projects.models import Project
 from app.prompts.models import Prompt
+from app.revising.recipes import InContextRecipe
 from app.runs.models import LogLine, Run, RunIo
-from app.runs.queue import launch
+from app.runs.queue import launch, outputs
 from tests.benchmarks.rows import demo_prompts, fresh_project, tiny_checkpoint
 from tests.review.rows import do, do_run
+from tests.revising.rows import make_constitution
 from worker.child import work
 
 SHORT = {"max_new_tokens": 12, "temperature": 1.0}
@@ -108,6 +113,60 @@ def test_imported_completions_are_an_arm_too(demo: Project) -> None:
         session.add(Completion(prompt_id=rows[4].id, arm_id=arm, run_id=file.id, text="By hand."))
     run = do(demo, recipe)
     assert len(grading_of(run)[1]) == 5
+
+
+@pytest.fixture
+def database(sqlite_database: str) -> str:
+    """SQLite alone, for `client` too."""
+    return sqlite_database
+
+
+def test_an_arm_in_context_is_graded_blind_like_the_others(client: TestClient, project: Project) -> None:
+    """By the page, by the API and as a step's recipe; results name it, a grader's pages do not."""
+    base, dpo = tiny_checkpoint(project), tiny_checkpoint(project, 2, "tuned", "dpo")
+    with transaction() as session:
+        constitution = make_constitution(session, project).id
+    told = do(project, InContextRecipe(checkpoint=base, constitution=constitution, decoding=SHORT))
+    with reading() as session:
+        (arm_id,) = outputs(session, told.id, "arm")
+    given = {"prompt_set": prompts_of(project, 4), "checkpoints": [base, dpo], "arms": [arm_id], "n_prompts": 4}
+    form = client.get(f"/p/{project.slug}/new/grading").text
+    assert "system message" in form  # the arm is among those to choose
+    settings = {f"decoding.{name}": value for name, value in SHORT.items()}
+    client.post(f"/p/{project.slug}/new/grading", data={**given, **settings, "is_all_pairs": "true"})
+    api = {"kind": "grading", **given, "decoding": SHORT, "is_all_pairs": False, "name": "by the API"}
+    assert client.post(f"/api/v1/p/{project.slug}/runs", json=api).status_code in (200, 201)
+    with reading() as session:
+        keys = session.exec(select(Run.id).where(Run.kind == "grading").order_by(col(Run.id))).all()
+    (by_page, items), (by_api, fewer) = (grading_of(do_run(key)) for key in keys)
+    assert by_page.arms == by_api.arms and by_page.arms[2] == arm_id and (len(items), len(fewer)) == (12, 8)
+    shown = [item for item in items if not item.is_identical]
+    for item in shown:
+        page = client.get(f"/p/{project.slug}/grade/item/{item.token}").text
+        assert not any(word in page for word in ("in context", "in-context", "system message", "friendly"))
+    with transaction() as session:
+        grading = get(session, Grading, by_page.id)
+        owner = session.exec(select(Account.id)).one()
+        for item in shown:
+            is_told = get(session, Completion, item.left_id).arm_id == arm_id
+            give_grade(session, item, grading, owner, Marks("left" if is_told else "tie", 4, 2, "yes", "no", 1.0))
+    assert client.post(f"/p/{project.slug}/grade/{by_page.id}/close").status_code == 200
+    found = client.get(f"/p/{project.slug}/grade/{by_page.id}/results.json").json()
+    assert {one["arm"] for one in found["graded"]} == set(by_page.arms)
+    assert {(one["against"], one["arm"]) for one in found["compared"]} >= {(by_page.arms[0], arm_id)}
+    assert "arm-in-context" in client.get(f"/p/{project.slug}/grade/{by_page.id}").text
+
+
+def test_an_arm_sampled_otherwise_is_told(demo: Project) -> None:
+    one = tiny_checkpoint(demo)
+    with transaction() as session:
+        warm = find_or_make_arm(session, demo.id, checkpoint=one, decoding={**SHORT, "temperature": 0.3})
+        session.flush()
+        arms = [warm.id]
+    do(demo, GradingRecipe(prompt_set=prompts_of(demo, 4), checkpoints=[one], arms=arms, n_prompts=4, decoding=SHORT))
+    with reading() as session:
+        said = [line.text for line in session.exec(select(LogLine).where(LogLine.level == "warning"))]
+    assert len(said) == 1 and said[0].startswith("base · T=0.3: sampled with other settings")
 
 
 def test_one_arm_is_refused() -> None:
