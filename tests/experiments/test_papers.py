@@ -35,6 +35,11 @@ GIVEN = {
     "sawyer": {"prompts": "dolly.jsonl", "endpoint": "judge"},
 }
 
+# Of each study: the reference's checkpoint, and how many arms stand on the frontier of KL to it. Then the arms whose
+# samples were scored along training; nothing held out watches at this scale.
+POINTS = {"ppo_vs_dpo": {1: 4}, "rounds": {1: 5}, "grid": {1: 7, 2: 7}, "sawyer": {2: 2}}
+PATHS = {"ppo_vs_dpo": ["PPO"], "rounds": ["PPO"], "grid": [], "sawyer": ["PPO"]}
+
 
 @pytest.mark.parametrize("name", GIVEN)
 def test_the_tiny_scale_has_the_full_one_s_arms_and_needs_nothing(name: str) -> None:
@@ -73,6 +78,9 @@ def test_it_runs_offline_at_the_tiny_scale(sqlite_database: str, name: str) -> N
     with TestClient(create_app(), base_url="http://127.0.0.1", cookies={COOKIE: cookie}) as client:
         assert client.get("/p/lab/report/1").status_code == 200
         found = client.get("/p/lab/report/1.json").json()
+        assert {one["recipe"]["reference"]: len(one["points"]) for one in found["frontiers"]} == POINTS[name]
+        assert not any(one["left_out"] for one in found["frontiers"])
+        assert [one["label"] for paths in found["paths"] for one in paths["paths"]] == PATHS[name]
         {"rounds": check_rounds, "grid": check_grid, "ppo_vs_dpo": check_in_context, "sawyer": check_sawyer}[name](
             client, found
         )
