@@ -161,6 +161,13 @@ def _validate(job: Job, recipe: ImportAnnotationsRecipe, items: Path, labels: Pa
         spool.finish(rejects.n)
 
 
+def _source(job: Job, recipe: ImportAnnotationsRecipe) -> str:
+    """What somebody typed, and of a data set on the hub also its commit."""
+    if recipe.format != "hub":
+        return recipe.source or recipe.path
+    return "; ".join(one for one in (recipe.source, source_of(job, recipe)) if one)
+
+
 def _start_set(job: Job, recipe: ImportAnnotationsRecipe, facts: dict[str, Any]) -> int:
     """The set this run fills: the one an earlier attempt began, else a new one, `importing`."""
     with job.write() as session:
@@ -168,7 +175,7 @@ def _start_set(job: Job, recipe: ImportAnnotationsRecipe, facts: dict[str, Any])
         if row is None:
             row = AnnotationSet(
                 project_id=job.project_id, name="", run_id=job.run_id,
-                source=recipe.source or source_of(job, recipe)[:500],
+                source=_source(job, recipe)[:500],
                 licence=recipe.licence, **facts,
             )  # fmt: skip
             path = recipe.path if recipe.format == "hub" else resolve_path(recipe.path).name

@@ -4,6 +4,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from app.prompts.recipes import ON_HUB
 from app.runs.recipe import Recipe
 
 Layout = Literal[
@@ -28,7 +29,7 @@ class ImportAnnotationsRecipe(Recipe):
         {"path", "layout", "scale", "item_fields", "annotator_field", "label_field", "annotator_columns", "name"}
     )
 
-    path: str = Field(..., min_length=1, title="File or folder on the server")
+    path: str = Field(..., min_length=1, title="File or folder on the server", description=ON_HUB)
     format: Format = Field("auto", title="Format")
     layout: Layout = Field(
         "auto", title="Layout", description="rows: name the fields below. The others know a data set's own files."

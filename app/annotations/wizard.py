@@ -17,7 +17,7 @@ from app.html import html, read_form, recipe_form
 from app.projects.access import Member, Researcher
 from app.prompts.recipes import PeekHubRecipe
 from app.prompts.routes import import_page
-from app.prompts.sources import fetched_name, read_hub_name
+from app.prompts.sources import fetched_name, is_unseen, read_hub_name
 from app.prompts.uploads import Received, store_upload
 from app.runs.queue import launch, new_form_key
 from app.runs.routes import count_refused, project_run
@@ -73,6 +73,8 @@ def show_look(request: Request, member: Researcher, session: Db) -> Response:
     if given.get("fetching"):
         return _wait_for_rows(request, session, member)
     base = {name: given.get(name, "").strip() for name in PARAMS}
+    if base["format"] == "hub" and is_unseen(base["path"]):
+        return html(request, "prompts/fetching.html", title="Look before you import", run=None, given=dict(given))
     chosen = given.get("target", "")
     common = {name: given[name] for name in COMMON if given.get(name)}
     looks = {}
@@ -95,7 +97,7 @@ def _wait_for_rows(request: Request, session: Session, member: Member) -> Respon
     run = project_run(session, member, int(number))
     root = f"/p/{member.project.slug}"
     if run.is_live:
-        return html(request, "prompts/fetching.html", title="Look before you import", run=run)
+        return html(request, "prompts/fetching.html", title="Look before you import", run=run, given=given)
     if run.status != "done" or run.kind != "peek_hub":
         return RedirectResponse(f"{root}/runs/{run.id}", status_code=303)
     return RedirectResponse(f"{root}/import/look?{urlencode({**given, 'path': fetched_name(run.id)})}", status_code=303)

@@ -12,6 +12,9 @@ from app.runs.recipe import Recipe, points_to
 Format = Literal["auto", "jsonl", "json", "csv", "parquet", "text", "arrow", "hub"]
 
 
+ON_HUB = "Or, with the format hub, a data set on the Hugging Face hub, such as owner/name:test."
+
+
 class ImportPromptsRecipe(Recipe):
     """Reads a file of prompts into a prompt set: validate first, then insert; nothing is half-imported."""
 
@@ -20,7 +23,7 @@ class ImportPromptsRecipe(Recipe):
     main: ClassVar[frozenset[str]] = frozenset({"path", "shipped", "system", "source", "licence", "name", "seed"})
     verb: ClassVar[str] = "Import"
 
-    path: str = Field("", title="File on the server", description="JSONL, CSV or Parquet; an upload fills this in.")
+    path: str = Field("", title="File on the server", description=ON_HUB)
     shipped: Literal["", "demo"] = Field("", title="Shipped set", description="The demo's own prompts, made by code.")
     format: Format = Field("auto", title="Format")
     prompt_field: str = Field(
@@ -63,7 +66,7 @@ class ImportPairsRecipe(Recipe):
     main: ClassVar[frozenset[str]] = frozenset({"path", "layout", "source", "licence", "name", "seed"})
     verb: ClassVar[str] = "Import"
 
-    path: str = Field(..., title="File on the server")
+    path: str = Field(..., title="File on the server", description=ON_HUB)
     format: Format = Field("auto", title="Format")
     layout: Literal[
         "auto", "pku_saferlhf", "hh_rlhf", "chosen_rejected", "ultrafeedback", "oasst", "votes", "pandalm"

@@ -54,6 +54,11 @@ def peeked(name: str) -> Path:
     return settings().folder("hub") / f"{sha256(name.strip().encode()).hexdigest()[:40]}.jsonl"
 
 
+def is_unseen(name: str) -> bool:
+    """Whether this names a data set on the hub of which no rows have been fetched."""
+    return HUB_NAME.fullmatch(name) is not None and not peeked(str(read_hub_name(name))).is_file()
+
+
 def fetched_name(run_id: int) -> str:
     """The pinned name of the data set whose first rows a run has fetched."""
     note = settings().folder("runs", run_id) / "hub.json"

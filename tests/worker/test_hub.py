@@ -217,6 +217,8 @@ def test_first_rows_are_looked_at_before_anything_is_stored(client: TestClient, 
     assert "write owner/name" in client.post("/p/demo/import/look", data={**sent, "path": "a b"}).text
     unseen = client.get("/p/demo/import/look?path=some/gated&format=hub").text
     assert "Fetch its first rows" in unseen and "Import as" not in unseen
+    start = {"path": "some/gated", "format": "hub", "target": "pairs", "as": "pairs"}
+    assert "has been fetched from the hub yet" in client.post("/p/demo/import/start", data=start).text
 
 
 @pytest.fixture(scope="module")
