@@ -19,18 +19,18 @@ import torch
 from sqlmodel import Session, col, select
 
 from app.checkpoints.arms import find_or_make_arm, put_before
-from app.checkpoints.chat import Target, chat_body
+from app.checkpoints.chat import Target
 from app.checkpoints.endpoints import target_of
 from app.checkpoints.models import Arm, Checkpoint, Endpoint
 from app.checkpoints.naming import store_named
 from app.db import get
 from app.errors import AppError, Invalid
 from app.grading.recipes import GradingRecipe
+from app.pairs.asking import ask_for_completion
 from app.pairs.models import Completion, Pair, PairSet
 from app.pairs.recipes import GenerateRecipe, Split
 from app.prompts.models import Prompt, PromptSet
 from app.prompts.strict_format import score_by_rule
-from app.runs.recipe import sha256_of
 from worker.checkpoints import weights_of
 from worker.job import Job
 from worker.ledger import Known, Limits, Unit, ask_all_of, writing_cost
@@ -203,8 +203,7 @@ def _add(session: Session, job: Job, arm: Arm, written: Sequence[tuple[Item, Sam
 class Asking:
     """What the call ledger asks an endpoint: the missing completions of one arm.
 
-    An answer is known by all that decides it: the request, the prompt, the sample's number, and the run's seed unless
-    the request is greedy. So a run with another seed gets samples of its own, and the same run again gets the same.
+    Each is stored in the transaction that holds its answer.
     """
 
     def __init__(self, job: Job, arm: Arm, target: Target, missing: Sequence[Item], done: int, total: int) -> None:
@@ -217,16 +216,9 @@ class Asking:
         return [self._unit(self._left.popleft()) for _ in range(min(n, len(self._left)))]
 
     def _unit(self, item: Item) -> Unit:
-        decoding = self.arm.decoding
-        more = {"top_p": decoding["top_p"]} if decoding.get("top_p", 1) < 1 else {}
-        body = chat_body(
-            self.target, put_before(self.arm.preamble, item.prompt.messages), max_tokens=decoding["max_new_tokens"],
-            temperature=decoding["temperature"], **more,
-        )  # fmt: skip
-        known = {"kind": "generate", "origin": self.target.origin, "body": body, "prompt": item.prompt.sha256,
-                 "seed": None if body.get("temperature") == 0 else self.job.seed}  # fmt: skip
+        key, body = ask_for_completion(self.target, self.arm.preamble, self.arm.decoding, item.prompt, self.job.seed)
         return Unit(
-            sha256_of(known), lambda: (body, {}), lambda known: (item, known), item.sample,
+            key, lambda: (body, {}), lambda known: (item, known), item.sample,
             lambda answer: {"tokens_out": answer.tokens_out},
         )  # fmt: skip
 

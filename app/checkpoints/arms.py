@@ -19,8 +19,7 @@ def find_or_make_arm(
     system: str = "", few_shot: Sequence[Mapping[str, str]] = (), decoding: Mapping[str, Any], name: str = "",
 ) -> Arm:  # fmt: skip
     """The arm of a checkpoint or an endpoint with this prefix and decoding. A name given later changes nothing."""
-    preamble = [{"role": "system", "content": system}] if system.strip() else []
-    preamble += [{"role": one["role"], "content": one["content"]} for one in few_shot]
+    preamble = preamble_of(system, few_shot)
     settings = same_decoding(decoding)
     sha256 = sha256_of({"checkpoint": checkpoint, "endpoint": endpoint, "preamble": preamble, "decoding": settings})
     arm = Arm(project_id=project_id, name="", kind="checkpoint", sha256=sha256, preamble=preamble, decoding=settings)
@@ -42,6 +41,12 @@ def find_or_make_imported_arm(session: Session, project_id: int, name: str) -> A
     sha256 = sha256_of({"imported": name[:120]})
     arm = Arm(project_id=project_id, name=name[:120], kind="imported", method="imported", sha256=sha256)
     return _store_once(session, arm)
+
+
+def preamble_of(system: str, few_shot: Sequence[Mapping[str, str]]) -> Messages:
+    """What stands before each prompt: a system message unless it is blank, then examples."""
+    before = [{"role": "system", "content": system}] if system.strip() else []
+    return before + [{"role": one["role"], "content": one["content"]} for one in few_shot]
 
 
 def same_decoding(decoding: Mapping[str, Any]) -> dict[str, Any]:

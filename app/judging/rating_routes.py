@@ -1,4 +1,4 @@
-"""Pages and downloads of scores of single completions."""
+"""Pages and downloads of scores of single completions; forecasts of scoring and of writing them."""
 
 from typing import Any
 
@@ -16,7 +16,9 @@ from app.judging.pages import project_row
 from app.judging.rating_forecast import forecast_rating
 from app.judging.rating_pages import queues_of, rating_sets_table, ratings_table, summarise
 from app.judging.rating_recipes import RateRecipe
+from app.judging.writing_forecast import forecast_writing
 from app.pairs.models import PairSet
+from app.pairs.recipes import GenerateRecipe
 from app.projects.access import Viewer
 from app.prompts.models import PromptSet
 from app.runs.models import Run
@@ -76,6 +78,20 @@ def forecast_rate(request: Request, member: Viewer, session: Db) -> Response:
     judge = get(session, Judge, recipe.judge)
     found = forecast_rating(session, member.project.id, judge, recipe)
     return html(request, "judging/_rate_forecast.html", found=found, judge=judge, recipe=recipe)
+
+
+@router.get("/p/{project}/forecast/generate")
+def forecast_generate(request: Request, member: Viewer, session: Db) -> Response:
+    """Calls, tokens and money at most before the start; a sentence while the form lacks what they depend on."""
+    given: list[tuple[str, str | UploadFile]] = [*request.query_params.multi_items()]
+    try:
+        recipe = GenerateRecipe.model_validate(read_form(GenerateRecipe, FormData(given)))
+    except ValidationError:
+        return html(request, "judging/_writing_forecast.html", found=None)
+    for noun, key in recipe.references():
+        check_reference(session, noun, key, member.project.id)
+    found = forecast_writing(session, member.project.id, recipe)
+    return html(request, "judging/_writing_forecast.html", found=found, recipe=recipe)
 
 
 def _named(session: Db, kind: Any, key: int | None) -> Any:

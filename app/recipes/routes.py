@@ -22,7 +22,7 @@ from app.training.pages import METHODS
 router = APIRouter()
 
 # Kinds for which a slice answers /p/{project}/forecast/{kind}: cost, memory, or what else is known before the start.
-FORECAST = {"judge", "rate", "card", *METHODS}
+FORECAST = {"judge", "rate", "card", "generate", *METHODS}
 
 
 @router.get("/p/{project}/new/{kind}")
