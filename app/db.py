@@ -38,6 +38,7 @@ class Id(sa.types.TypeDecorator[int]):
 
     impl = sa.BigInteger
     cache_ok = True
+    python_type = int
 
     def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
         return sa.Integer() if dialect.name == "sqlite" else sa.BigInteger()

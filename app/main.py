@@ -182,6 +182,7 @@ async def _show_database_away(request: Request, error: Exception) -> Response:
 
 async def _show_unstorable(request: Request, error: Exception) -> Response:
     log.warning("the database refused a value", exc_info=error)
+    request.state.member = None  # where a flush met it, what was read of the member is forgotten
     return _error(request, Invalid("A value cannot be stored: it holds a NUL character, or a number is too large."))
 
 

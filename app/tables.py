@@ -6,7 +6,7 @@ import io
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, Literal
 from urllib.parse import urlencode
@@ -227,7 +227,7 @@ def _read_cursor(text: str, sorted_by: type | None) -> tuple[Any, int]:
     try:
         value, key = json.loads(base64.urlsafe_b64decode(text.encode()))
         if isinstance(value, dict):
-            value = datetime.fromisoformat(value["at"])
+            value = datetime.fromisoformat(value["at"]).astimezone(UTC)
         kinds = (int, float) if sorted_by is float else sorted_by
         if not (value is None or (kinds and isinstance(value, kinds))) or not -MAX_ID <= int(key) <= MAX_ID:
             raise ValueError("a cursor of another table")

@@ -346,3 +346,11 @@ def test_two_edits_of_one_prompt_at_one_moment_are_two_completions(project: Proj
         with pytest.raises(Conflict, match="with another text"):
             decide(session, made, row, people[0], "accepted", text="A third text, too late.")
         decide(session, made, row, people[0], "accepted", text="A new text, by the first. ")
+
+
+def test_a_text_that_no_database_stores_is_refused_in_the_page(client: TestClient, made: RevisionSet) -> None:
+    sent = client.post(
+        f"/p/demo/revisions/{made.id}/{state_of(made, 0).id}", data={"state": "accepted", "text": "a\x00b"}
+    )
+    assert sent.status_code == 422 and "NUL character" in sent.text
+    assert state_of(made, 0).state == "proposed"

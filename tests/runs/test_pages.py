@@ -1,5 +1,6 @@
 """Run pages: list, downloads, live progress, curves, cancel and resume, and what other projects see."""
 
+import base64
 import csv
 import io
 import json
@@ -91,6 +92,10 @@ def test_keyset_pages_show_every_row_once(client: TestClient, project: Project) 
         assert len(seen) == 120 and set(seen) == wanted
     assert client.get("/p/demo/runs?sort=recipe").status_code == 422
     assert client.get("/p/demo/runs?after=rubbish").status_code == 422
+    forged = [["a"], 1], [{"at": "0001-01-01T00:00:00+23:59"}, 1]  # whoever writes a cursor may write anything
+    for path, cursor in zip(("pairs/completions", "pairs?sort=-created_at"), forged, strict=True):
+        after = base64.urlsafe_b64encode(json.dumps(cursor).encode()).decode()
+        assert client.get(f"/p/demo/{path}{'&' if '?' in path else '?'}after={after}").status_code == 422, path
 
 
 def test_the_live_part_asks_again_until_the_run_has_ended(client: TestClient, run_id: int) -> None:
