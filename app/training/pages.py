@@ -19,7 +19,7 @@ from app.projects.access import Member
 from app.prompts.hygiene import warnings_of
 from app.prompts.models import PromptSet
 from app.review.cards import failed_card, lines_that
-from app.runs.models import Metric, Run, RunIo
+from app.runs.models import RUN_STATE, STATES, Metric, Run, RunIo
 from app.tables import Column, Filter, Table
 from app.training.common import TrainingRecipe
 from app.training.health import Note, write_notes
@@ -63,7 +63,7 @@ def runs_table(member: Member) -> Table:
         Column("id", Run.id, "Run", "number", lambda row: f"{root}/{row['id']}"),
         Column("kind", Run.kind, "Method"),
         Column("title", Run.title, "Title", href=lambda row: f"{root}/{row['id']}"),
-        Column("status", Run.status, "Status", "badge"),
+        Column("status", RUN_STATE, "Status", "badge"),
         Column("headline", name, "Measured"),
         Column("value", last, "Last value", "number"),
         Column("cost", Run.cost, "Budget"),
@@ -71,7 +71,7 @@ def runs_table(member: Member) -> Table:
         Column("recipe", Run.recipe, is_shown=False),
     ]
     where = [Run.project_id == member.project.id, col(Run.kind).in_(METHODS)]
-    filters = [Filter("kind", Run.kind, "Method", tuple(METHODS)), Filter("status", Run.status, "Status")]
+    filters = [Filter("kind", Run.kind, "Method", tuple(METHODS)), Filter("status", RUN_STATE, "Status", STATES)]
     return Table("training-runs", columns, Run, Run.id, where, filters)
 
 
@@ -193,16 +193,16 @@ def read_warnings(session: Session, member: Member, values: Mapping[str, Any]) -
     snapshot = row_of(Snapshot, "snapshot")
     if snapshot is not None:
         prompts = get(session, PromptSet, get(session, PairSet, snapshot.pair_set_id).prompt_set_id)
-    said = warnings_of(prompts) if prompts is not None else []
+    said = list(warnings_of(prompts)) if prompts is not None else []
     judge = row_of(Judge, "judge")
     constitution = row_of(Constitution, "constitution")
     failed = failed_card(session, judge.id, constitution.id) if judge and constitution else None
     if failed is not None:
         broken = "; ".join(lines_that(failed, "failed"))
-        said = [
-            *said,
-            f"“{judge.name}” failed its Judge Card {failed.id} ({broken}): its scores train only with a reason.",
-        ]
+        said.append(
+            f"“{judge.name}” failed its Judge Card {failed.id} ({broken}): its scores train only with a reason, to be "
+            "typed among the other settings."
+        )
     return said
 
 

@@ -297,7 +297,7 @@ class OnlineRecipe(ReferenceRecipe):
 
 
 class PpoRecipe(OnlineRecipe):
-    """Proximal policy optimisation; a reward model, a judge, the rule or a sum of them rewards (ours)."""
+    """Proximal policy optimisation, rewarded by a reward model, a judge, the rule or a sum of them (ours)."""
 
     kind: ClassVar[str] = "ppo"
     aim: ClassVar[str] = "Train by PPO"
