@@ -184,13 +184,8 @@ def make_trainer(
     with args.main_process_first():  # the others find what the first has merged
         start = settle_start(start, folder, recipe)
     tokenizer = load_tokenizer(start)
-    rows = [
-        {
-            "prompt": p.messages if tokenizer.chat_template else render_prompt(tokenizer, p.messages),
-            "reference": p.reference,
-        }
-        for p in prompts
-    ]
+    asked = [p.messages if tokenizer.chat_template else render_prompt(tokenizer, p.messages) for p in prompts]
+    rows = [{"prompt": one, "reference": p.reference} for one, p in zip(asked, prompts, strict=True)]
 
     class Trainer(make):  # type: ignore[misc, valid-type]
         def _get_train_sampler(self, dataset: Any = None) -> Any:

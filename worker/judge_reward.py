@@ -25,7 +25,7 @@ from app.judging.ratings import HIGHEST, LOWEST, SCALE, RatedText, RatingAsk, Sc
 from app.runs.models import Run
 from worker.checkpoints import weights_of
 from worker.job import Job
-from worker.ledger import Known, Unit, add_cost, ask_all_of
+from worker.ledger import Known, Unit, add_cost, ask_all_of, judging_cost
 from worker.llm import LocalModel
 from worker.rate import AT_ONCE, expect
 
@@ -74,16 +74,13 @@ class JudgeReward:
     def _ask_endpoint(self, asked: Sequence[RatedText]) -> list[Score]:
         assert self.asking is not None
         work = _Asked(self.asking, self.weights, asked)
-        ask_all_of(
-            self.job, self.asking.target, work, self.recipe,
-            **({"cost_of": self._cost_of} if self.is_watching else {}),
-        )  # fmt: skip
+        ask_all_of(self.job, self.asking.target, work, self.recipe, self._cost_of)
         return [work.found[one.id] for one in asked]
 
     def _cost_of(self, answers: Sequence[ChatAnswer]) -> dict[str, float]:
-        n, usd = len(answers), sum(one.cost_usd for one in answers)
-        tokens = sum(one.tokens_in + one.tokens_out for one in answers)
-        return {"judge_calls": n, "usd": usd, "judge_tokens": tokens, "recorder_calls": n, "recorder_usd": usd}
+        cost = judging_cost(answers)
+        apart = {"recorder_calls": cost["judge_calls"], "recorder_usd": cost["usd"]}
+        return {**cost, **(apart if self.is_watching else {})}
 
     def _ask_checkpoint(self, asked: Sequence[RatedText]) -> list[Score]:
         """Each principle by itself, from the log-probabilities of the ten numbers."""
