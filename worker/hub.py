@@ -5,6 +5,7 @@ token is HF_TOKEN of the worker's environment; HF_ENDPOINT names another hub.
 """
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -120,7 +121,7 @@ def _limited(rows: Iterable[Any], name: str, most: int | None, largest: int) -> 
     """A line of JSON a row, until there are enough."""
     size = 0
     for number, row in enumerate(rows, 1):
-        line = json.dumps(row, ensure_ascii=False, default=_plain)
+        line = _as_json(row)
         size += len(line)
         if size > largest:
             if most is not None and number > 1:
@@ -129,6 +130,21 @@ def _limited(rows: Iterable[Any], name: str, most: int | None, largest: int) -> 
         yield line
         if number == most:
             return
+
+
+def _as_json(row: Any) -> str:
+    try:
+        return json.dumps(row, ensure_ascii=False, default=_plain, allow_nan=False)
+    except ValueError:  # tables say NaN where nothing stands; JSON says null
+        return json.dumps(_finite(row), ensure_ascii=False, default=_plain)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _plain(value: Any) -> str:

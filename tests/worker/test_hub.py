@@ -61,7 +61,7 @@ def parquet(n: int) -> bytes:
     out = io.BytesIO()
     pq.write_table(pa.table({
         "prompt": [f"What is {k} and {k}?" for k in range(n)], "chosen": [f"It is {2 * k}." for k in range(n)],
-        "rejected": ["No idea."] * n,
+        "rejected": ["No idea."] * n, "rank": [float("nan")] * n, "icon": [b"\x89PNG"] * n,
     }), out)  # fmt: skip
     return out.getvalue()
 
