@@ -16,7 +16,7 @@ from app.review.answers import LATER_WHY, as_shown, change_answer, give_answer, 
 from app.review.leases import give_back, held_place, keep_draft
 from app.review.models import Answer, Mark, Queue
 from app.review.pages import last_answered, named, read_others, read_revealed, read_shown
-from app.review.queues import claim_place, latest_verdict_set, project_queue, read_progress, set_closed
+from app.review.queues import RECENT, claim_place, latest_verdict_set, project_queue, read_progress, set_closed
 from app.review.scoring_routes import claim_mark, next_mark_json, show_next_mark
 from app.review.tables import queues_table, results_table
 from app.tables import FORMATS, Format, read_page, respond
@@ -73,6 +73,7 @@ def show_queue(request: Request, member: Grader, session: Db, queue_id: int) -> 
         request, "review/queue.html", **named(session, member, queue), done=done, total=total,
         page=read_page(request, session, results_table(member, queue)),
         progress=read_progress(session, queue, None if is_viewer else member.account.id),
+        recent=RECENT,
         held=held_place(session, _kind_of(queue), queue, member.account.id),
         verdict_set=get(session, VerdictSet, queue.verdict_set_id) if is_viewer and queue.verdict_set_id else None,
         rating_set=get(session, RatingSet, queue.rating_set_id) if is_viewer and queue.rating_set_id else None,
