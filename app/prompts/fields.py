@@ -1,6 +1,8 @@
 """One row of a file as a prompt: which field holds it, what else is known of it, and why a row cannot be used."""
 
+import contextlib
 import hashlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +19,7 @@ ROLES = {
 }  # fmt: skip
 # Tried in this order when the recipe names no field; the first of each pair may have a second put below it.
 GUESSES = ("messages", "conversations", "conversation", "prompt", "instruction", "question", "turns", "text")
+LISTS = {"messages", "conversations", "conversation", "turns"}  # which a cell of a CSV may hold as JSON
 ADDED = {"instruction": ("input", "context")}
 SPLIT_WORDS = {"validation": "dev", "valid": "dev", "val": "dev", "eval": "dev"}
 _TURN = re.compile(r"\n\n(Human|Assistant): ?")
@@ -58,6 +61,7 @@ def read_prompt(row: Any, recipe: ImportPromptsRecipe) -> Draft:
         raise BadField(f"{_kind(row)} where an object with named fields belongs: write one {{…}} a row")
     names = {str(name).strip().lower(): name for name in reversed(list(row))}
     messages, follow_ups, answered = _find_messages(row, names, recipe.prompt_field)
+    follow_ups = follow_ups or _read_follow_ups(row.get(names.get("follow_ups", "")))
     if recipe.system.strip() and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": recipe.system}, *messages]
     reference = _named(row, names, recipe.reference_field, ("reference", "answer"), "reference answer")
@@ -116,7 +120,26 @@ def _find_messages(
     return messages, follow_ups, answer
 
 
+def _read_follow_ups(value: Any) -> list[str]:
+    """Later turns of the user, as a prompt set's own downloads have them."""
+    found = _read_list(value)
+    if found in (None, "", []):
+        return []
+    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+        raise BadField(f"its follow_ups are {_kind(found)}: they must be a list of texts")
+    return [clean(one, f"follow-up {place}") for place, one in enumerate(found, 1)]
+
+
+def _read_list(value: Any) -> Any:
+    """A list that a cell holds as JSON; anything else as it is."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        with contextlib.suppress(ValueError, RecursionError):
+            return json.loads(value)
+    return value
+
+
 def _as_messages(value: Any, name: str) -> tuple[Messages, list[str], str | None]:
+    value = _read_list(value) if name.lower() in LISTS else value
     if isinstance(value, str):
         text = clean(value, name)
         turns = split_dialogue(text) if text.startswith("\n\nHuman:") else [{"role": "user", "content": text}]

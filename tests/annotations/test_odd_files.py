@@ -17,14 +17,14 @@ from app.annotations.labels import read_labelled
 from app.annotations.looking import look
 from app.annotations.models import AnnotationSet
 from app.annotations.recipes import ImportAnnotationsRecipe
-from app.db import reading, transaction
+from app.db import get, reading, transaction
 from app.pairs.fields import read_pairs
 from app.projects.models import Project
 from app.projects.projects import make_project
-from app.prompts.fields import BadField
-from app.prompts.models import Prompt, RejectedRow
-from app.prompts.recipes import ImportPairsRecipe
-from tests.prompts.rows import do
+from app.prompts.fields import BadField, read_prompt
+from app.prompts.models import Prompt, PromptSet, RejectedRow
+from app.prompts.recipes import ImportPairsRecipe, ImportPromptsRecipe
+from tests.prompts.rows import do, made
 
 LABELS = ImportAnnotationsRecipe(
     path="x", layout="rows", scale="pairwise3", item_fields=["q", "t"], annotator_field="who", label_field="says"
@@ -171,3 +171,31 @@ def test_a_label_called_unreadable_is_a_label(sqlite_project: Project, tmp_path:
     assert line.raw and (line.raw.value, line.n) == (0.0, 6)
     names, _, table = confusion_table(labelled, "*:ann", "*:judge")
     assert table[names.index("unreadable")][names.index("unreadable: no label")] == 3
+
+
+TALKS: list[dict[str, Any]] = [
+    {"messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hé\u2028llo\r\nyou\x85"}],
+     "reference": "r", "category": "c", "group": "g", "split": "test"},
+    {"turns": ["One?", "Two?\r\n"], "split": "dev", "licence": "mit", "source": "s"}, {"prompt": "=1+1", "split": "ood"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("fmt", ["jsonl", "csv", "json"])
+def test_a_downloaded_prompt_set_is_the_same_when_it_is_imported(
+    fmt: str, client: TestClient, project: Project, tmp_path: Path
+) -> None:
+    file = tmp_path / "talks.jsonl"
+    file.write_text("".join(json.dumps(talk, ensure_ascii=False) + "\n" for talk in TALKS), encoding="utf-8")
+    key = made(do(project.id, "import_prompts", path=str(file)), "prompt_set")
+    again = tmp_path / f"again.{fmt}"
+    again.write_bytes(client.get(f"/p/demo/prompts/{key}.{fmt}").content)
+    run = do(project.id, "import_prompts", path=str(again))
+    assert run.status == "done", run.error
+    with reading() as session:
+        assert get(session, PromptSet, key).sha256 == get(session, PromptSet, made(run, "prompt_set")).sha256
+
+
+@pytest.mark.parametrize("later", [[1], "x", {"a": 1}, [["b"]], [" "]])
+def test_later_turns_that_are_no_texts_are_refused(later: Any) -> None:
+    with pytest.raises(BadField, match="follow"):
+        read_prompt({"prompt": "Q", "follow_ups": later}, ImportPromptsRecipe(path="x"))
