@@ -176,7 +176,8 @@ def test_a_label_called_unreadable_is_a_label(sqlite_project: Project, tmp_path:
 TALKS: list[dict[str, Any]] = [
     {"messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hé\u2028llo\r\nyou\x85"}],
      "reference": "r", "category": "c", "group": "g", "split": "test"},
-    {"turns": ["One?", "Two?\r\n"], "split": "dev", "licence": "mit", "source": "s"}, {"prompt": "=1+1", "split": "ood"},
+    {"turns": ["One?", "Two?\r\n"], "split": "dev", "licence": "mit", "source": "s"},
+    {"prompt": "=1+1", "split": "ood"},
 ]  # fmt: skip
 
 
