@@ -53,6 +53,7 @@ class Hub:
         self.asked: list[str] = []
         self.held: set[str] = set()
         self.let_go = threading.Event()
+        self.failing: dict[str, int] = {}  # repository → the status it answers with
         self.members = {TOKEN}  # tokens of those who were let into gated repositories
         hub = self
 
@@ -100,6 +101,8 @@ class Hub:
         is_file = asked.re is RESOLVE
         stored = self.repositories.get(f"{kind}/{asked['name']}")
         token = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        if asked["name"] in self.failing:
+            return refuse(request, self.failing[asked["name"]], "", "not just now")
         if token and token not in {TOKEN, "hf_of_a_stranger"}:
             return refuse(request, 401, "", "Invalid credentials in Authorization header")
         if stored is None or (stored.is_private and token != TOKEN):

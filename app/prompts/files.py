@@ -9,6 +9,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +30,7 @@ SUFFIXES = {
     ".txt": "text",
 }  # fmt: skip
 WRAPPERS = ("data", "rows", "examples", "prompts", "items", "train")  # of a list within a JSON document
+LIKE_HUB = re.compile(r"[\w-]+/[\w.-]+(@[\w./-]+)?(:\w+)?")  # owner/name
 KNOWN = "JSONL, JSON, CSV, Parquet or text"
 
 
@@ -73,7 +75,8 @@ def find_file(text: str) -> Path:
     path = resolve_path(text)
     if not path.is_file():
         what = "is no regular file" if path.exists() else "does not exist on the server"
-        raise _bad_path(f"{text} {what}: give the path of a {KNOWN} file, or upload one on the prompts page.")
+        hub = "for a data set on the Hugging Face hub choose the format hub; else " if LIKE_HUB.fullmatch(text) else ""
+        raise _bad_path(f"{text} {what}: {hub}give the path of a {KNOWN} file, or upload one on the prompts page.")
     return path
 
 

@@ -89,6 +89,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
         outside.write_text("of the server")
         card = f"---\nconfigs:\n- config_name: x\n  data_files: {outside}\n---\n".encode()
         server.add("datasets", "some/outside", {"README.md": card, "train.txt": b"x"})
+        server.failing = {"some/busy": 429, "some/sick": 503}
         yield server
 
 
@@ -138,6 +139,8 @@ REFUSED = [
     ("some/pairs@v2", "no such revision"),
     ("docs/methods", "has no docs/methods"),  # also a folder of this repository
     ("no name", "write owner/name"),
+    ("some/busy", "too many requests: wait"),
+    ("some/sick", "an error of its own (503): press Resume later"),
 ]  # fmt: skip
 
 
@@ -215,6 +218,7 @@ def test_first_rows_are_looked_at_before_anything_is_stored(client: TestClient, 
     assert finish().status == "failed"
     assert "has no some/missing" in client.get(str(failed.url)).text
     assert "write owner/name" in client.post("/p/demo/import/look", data={**sent, "path": "a b"}).text
+    assert "choose the format hub" in client.get("/p/demo/import/look?path=some/gated").text
     unseen = client.get("/p/demo/import/look?path=some/gated&format=hub").text
     assert "Fetch its first rows" in unseen and "Import as" not in unseen
     start = {"path": "some/gated", "format": "hub", "target": "pairs", "as": "pairs"}
