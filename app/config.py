@@ -37,7 +37,7 @@ class Settings(BaseModel):
     )
     accelerate_config: str = Field(
         "",
-        description="Your accelerate file (yaml): SFT, reward models, DPO and SimPO then train by several processes.",
+        description="Your accelerate file (yaml): each training run is then started as several processes.",
     )
     worker_queues: str = Field(
         "gpu,io,cpu", description="Comma-separated queues that a worker process takes runs from: gpu, io, cpu."

@@ -20,12 +20,15 @@ from app.errors import AppError
 from app.projects.models import Project
 from app.recipes import read_recipe
 from app.runs.models import Metric, Run, Sampled
-from app.runs.queue import cancel, claim, launch
+from app.runs.queue import cancel, claim, launch, resume
 from app.training.models import LogProb
 from tests.conftest import forget_settings
+from tests.judging.rows import claim_next
+from tests.judging.rows import start as claimed
 from tests.worker.test_training_runs import OFFLINE, ground, made, tiny_project
 from tests.worker.test_training_runs import run as run_alone
-from tests.worker.tiny import weights_in, write_tiny
+from tests.worker.tiny import same, weights_in, write_tiny
+from tests.worker.two import in_both
 from worker import launch as launching
 from worker.several import share_rows
 from worker.supervise import Supervisor
@@ -66,7 +69,10 @@ def rows_of(run_id: int, table: Any) -> list[Any]:
 def test_two_processes_train_as_one_does_and_only_the_first_writes(
     tiny_project: Project, ground: dict[str, int], two_processes: Path
 ) -> None:
-    given = {"kind": "dpo", "start": ground["base"], "reference": ground["base"], "snapshot": ground["snapshot"]}
+    given = {
+        "kind": "dpo", "start": ground["base"], "reference": ground["base"], "snapshot": ground["snapshot"],
+        "sft_weight": 0.5,
+    }  # fmt: skip
     alone = run_alone(tiny_project, read_recipe({**given, **OFFLINE, "name": "one"}))
     with transaction() as session:  # the second run has to read the reference itself, in one process of the two
         for row in session.execute(select(LogProb)).scalars():
@@ -83,7 +89,7 @@ def test_two_processes_train_as_one_does_and_only_the_first_writes(
         base = weights_in(settings().data_path / session.get_one(Checkpoint, ground["base"]).path)
     moved = max(float((one[name] - base[name]).abs().max()) for name in one)
     apart = max(float((one[name] - two[name]).abs().max()) for name in one)
-    assert apart < 0.02 * moved
+    assert apart < 1e-3 * moved
     points = [(m.name, m.step) for m in rows_of(both.id, Metric)]
     assert len(points) == len(set(points))
     assert {m.name for m in rows_of(alone.id, Metric)} == {m.name for m in rows_of(both.id, Metric)}
@@ -92,7 +98,7 @@ def test_two_processes_train_as_one_does_and_only_the_first_writes(
             {m.step: m.value for m in rows_of(run.id, Metric) if m.name == name} for run in (alone, both)
         )  # fmt: skip
         assert first.keys() == second.keys()
-        assert [first[s] for s in first] == pytest.approx([second[s] for s in first], rel=2e-3, abs=2e-3)
+        assert [first[s] for s in first] == pytest.approx([second[s] for s in first], rel=1e-4, abs=1e-4)
     samples = [(s.step, s.place) for s in rows_of(both.id, Sampled)]
     assert samples and len(samples) == len(set(samples))
     states = settings().data_path / "runs" / str(both.id)
@@ -100,23 +106,58 @@ def test_two_processes_train_as_one_does_and_only_the_first_writes(
     assert (states / "checkpoint-4" / "manifest.json").is_file()
 
 
-def test_a_cancel_ends_every_process_of_a_run(
-    tiny_project: Project, ground: dict[str, int], two_processes: Path
+def processes_of(run_id: int, attempt: int) -> list[psutil.Process]:
+    """The launcher and the two processes, once the attempt has begun to train."""
+    deadline = time.monotonic() + 180  # a busy machine takes a while to import everything thrice
+    started = -1
+    while time.monotonic() < deadline:
+        run = read(run_id)
+        if run.attempt == attempt and started < 0:
+            started = run.done or 0
+        if started >= 0 and (run.done or 0) > started:
+            break
+        time.sleep(0.05)
+    doing = [one for one in psutil.Process().children(recursive=True) if "worker.child" in " ".join(one.cmdline())]
+    assert len(doing) == 3, [one.cmdline() for one in doing]
+    return doing
+
+
+def test_killed_cancelled_and_resumed_ppo_ends_as_if_nobody_had_touched_it(
+    tiny_project: Project, ground: dict[str, int], two_processes: Path, tmp_path: Path
 ) -> None:
-    given = {"start": ground["base"], "snapshot": ground["snapshot"], **OFFLINE, "max_steps": 5000, "epochs": 999}
-    run_id = start(tiny_project, kind="sft", **given)
+    recipe = {
+        "kind": "ppo", "start": ground["base"], "reference": ground["base"], "prompt_set": ground["prompts"],
+        "rule_weight": 1.0, "iterations": 80, "rollouts": 8, "minibatches": 2, "ppo_epochs": 1, "max_new_tokens": 8,
+        "lr": 1e-3, "save_every": 1, "sample_every": 1000,
+    }  # fmt: skip
+    run_id = start(tiny_project, **recipe, name="touched")
     worker = threading.Thread(target=Supervisor(["gpu"]).run_next)
     worker.start()
-    deadline = time.monotonic() + 180  # a busy machine takes a while to import everything thrice
-    while not read(run_id).done and time.monotonic() < deadline:
-        time.sleep(0.1)
-    doing = [one for one in psutil.Process().children(recursive=True) if "worker.child" in " ".join(one.cmdline())]
-    assert len(doing) == 3, [one.cmdline() for one in doing]  # the launcher and two processes
+    doing = processes_of(run_id, 1)
+    (second,) = [one for one in doing if one.environ().get("RANK") == "1"]
+    second.kill()
+    worker.join(30)
+    assert psutil.wait_procs(doing, timeout=0.1)[1] == []  # the others did not wait for it
+    killed = read(run_id)
+    assert (killed.status, killed.attempt, killed.deaths) == ("queued", 1, 1), killed.error
+
+    worker = threading.Thread(target=Supervisor(["gpu"]).run_next)
+    worker.start()
+    doing = processes_of(run_id, 2)
     with transaction() as session:
         cancel(session, session.get_one(Run, run_id))
     worker.join(60)
     assert read(run_id).status == "cancelled"
     assert psutil.wait_procs(doing, timeout=5)[1] == []
+
+    with transaction() as session:
+        resume(session, session.get_one(Run, run_id))
+    touched = in_both(claim_next(), tmp_path / "touched")
+    assert touched.attempt == 3
+    assert [m.step for m in rows_of(run_id, Metric) if m.name == "kl"] == list(range(1, 81))
+    whole = in_both(claimed(tiny_project.id, **recipe, name="whole"), tmp_path / "whole")
+    one, two = (weights_in(settings().data_path / made(run).path) for run in (touched, whole))
+    assert same(one, two)
 
 
 def test_on_gpus_the_launcher_gets_every_gpu_of_the_slot_and_one_process_the_first(
@@ -130,9 +171,10 @@ def test_on_gpus_the_launcher_gets_every_gpu_of_the_slot_and_one_process_the_fir
         sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(two_processes), "--multi_gpu",
         "--main_process_port", "0", "--mixed_precision", "no", "--gpu_ids", "all", "-m", "worker.child", "7", "2",
     ]  # fmt: skip
-    assert launching.command_of("ppo", 7, 2) == [sys.executable, "-m", "worker.child", "7", "2"]
-    seen = {kind: launching.environment_of(kind, slot, {})["CUDA_VISIBLE_DEVICES"] for kind in ("dpo", "ppo")}
-    assert seen == {"dpo": "2,5", "ppo": "2"}
+    assert launching.command_of("judge", 7, 2) == [sys.executable, "-m", "worker.child", "7", "2"]
+    kinds = ("sft", "reward", "dpo", "simpo", "kto", "ppo", "grpo", "rloo", "judge")
+    seen = {kind: launching.environment_of(kind, slot, {})["CUDA_VISIBLE_DEVICES"] for kind in kinds}
+    assert seen == {**dict.fromkeys(kinds, "2,5"), "judge": "2"}
     assert launching.environment_of("dpo", f"{socket.gethostname()}/cpu", {"A": "b"}) == {"A": "b"}
 
 
