@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 from app.config import settings
 from app.errors import Invalid
 from app.prompts.files import MAX_DECODED, BadRow, Rows, find_file, limit_rows, read_rows, resolve_path, row_problem
+from app.prompts.models import SPLITS
 
 BATCH = 64
+OWN_SPLITS = {*SPLITS, "validation", "valid", "val", "eval"}  # as rows may call them, too
 # owner/name, owner/name:split, owner/name/configuration:split, each also @revision before the split
 HUB_NAME = re.compile(
     r"(?P<id>\w[\w.-]{0,95}(?:/\w[\w.-]{0,95})?)(?:/(?P<config>[\w.-]{1,96}))?(?:@(?P<revision>\w[\w./-]{0,99}))?"
@@ -120,11 +122,15 @@ def _read_list(file: Path, name: str) -> list[Any]:
 
 
 def read_arrow(folder: Path) -> Rows:
-    """Rows of a saved data set, memory-mapped: a batch is decoded at a time."""
+    """Rows of a saved data set, memory-mapped: a batch is decoded at a time.
+
+    Where it has train, test and such, a row that names no split of its own keeps its data set's: no test is trained on.
+    """
     import pyarrow as pa
 
     number = 0
     for file in list_arrow(folder):
+        known = {"split": file.parent.name} if file.parent.name in OWN_SPLITS and file.parent != folder else {}
         try:
             with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as stream:
                 for whole in stream:
@@ -132,6 +138,8 @@ def read_arrow(folder: Path) -> Rows:
                         for row in whole.slice(start, BATCH).to_pylist():
                             number += 1
                             problem = row_problem(row)
+                            if "split" not in row:
+                                row |= known
                             yield BadRow(number, problem) if problem else (number, row)
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise Invalid(f"{file.name} is no readable Arrow file: {str(error)[:200]}") from error

@@ -180,7 +180,8 @@ def test_a_saved_data_set_is_read_as_it_lies(project: Project, tmp_path: Path) -
     run = do(project.id, "import_prompts", path=str(tmp_path / "saved"))
     assert run.status == "done", run.error
     with reading() as session:
-        assert len(session.exec(select(Prompt)).all()) == 71
+        splits = {row.messages[0]["content"]: row.split for row in session.exec(select(Prompt)).all()}
+    assert len(splits) == 71 and set(splits.values()) == {"train", "test"} and splits["Last?"] == "test"
 
 
 def test_the_hub_says_what_it_could_not_fetch(project: Project) -> None:
