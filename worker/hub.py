@@ -15,7 +15,8 @@ from typing import Any
 
 from app.errors import Invalid
 from app.prompts.files import MAX_DECODED
-from app.prompts.sources import HubName, peeked, read_hub_name
+from app.prompts.hub_names import HubName, read_hub_name
+from app.prompts.sources import peeked
 from worker.job import Job
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

@@ -15,9 +15,10 @@ from app.db import Db
 from app.errors import Conflict, Invalid, NotFound
 from app.html import html, read_form, recipe_form
 from app.projects.access import Member, Researcher
+from app.prompts.hub_names import read_hub_name
 from app.prompts.recipes import PeekHubRecipe
 from app.prompts.routes import import_page
-from app.prompts.sources import fetched_name, is_unseen, read_hub_name
+from app.prompts.sources import fetched_name, is_unseen
 from app.prompts.uploads import Received, store_upload
 from app.runs.queue import launch, new_form_key
 from app.runs.routes import count_refused, project_run

@@ -18,8 +18,7 @@ from app.errors import AppError, Invalid
 from app.experiments.models import Experiment, Step
 from app.pairs.models import PairSet
 from app.prompts.files import resolve_path
-from app.prompts.sources import read_hub_name
-from app.prompts.sources import read_hub_name
+from app.prompts.hub_names import read_hub_name
 from app.recipes import read_recipe, recipe_class
 from app.runs.models import LIVE, SAID, Run, RunIo
 from app.runs.queue import launch, outputs
@@ -194,8 +193,6 @@ def _is_stale(session: Session, snapshot_id: int) -> bool:
 
 def _has_changed(recipe: Recipe, run: Run) -> bool:
     """Whether a file that the recipe reads is gone, unreadable or newer than the run."""
-    if getattr(recipe, "format", "") == "hub":
-        return not read_hub_name(str(getattr(recipe, "path", ""))).is_pinned  # what a branch holds may have changed
     if getattr(recipe, "format", "") == "hub":
         return not read_hub_name(str(getattr(recipe, "path", ""))).is_pinned  # what a branch holds may have changed
     given = [getattr(recipe, name, None) for name in ("path", "source", "data")]

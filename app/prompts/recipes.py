@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 from sqlmodel import Session
 
-from app.prompts.sources import read_hub_name
+from app.prompts.hub_names import read_hub_name
 from app.runs.recipe import Recipe, points_to
 
 # arrow: a folder that `datasets` saved; hub: a name on the Hugging Face hub, such as owner/name or owner/name:split
