@@ -87,7 +87,9 @@ def store_trained(
 
     # What is not finite has no number, and Postgres stores no JSON that holds one.
     held_out = {
-        name: value if math.isfinite(value) else None for name, value in curves.items() if name.startswith("dev_")
+        name: value if math.isfinite(value) else None
+        for name, value in curves.items()
+        if name.startswith("dev_") or name in {"kept_step", "last_step"}
     }
     return store_checkpoint(
         job,

@@ -59,7 +59,7 @@ def fit_dpo(
         watch.log(f"the reference read {trainer.n_reference_passes} of {n} texts; the others were known")
         watch.spend(reference_passes=trainer.n_reference_passes)
     record(trainer, recorder, recipe, seed, OtherReference(reference, recipe.dtype) if recorder and reference else None)
-    return trainer.model, trainer.processing_class, run_trainer(trainer, watch, folder)
+    return trainer.model, trainer.processing_class, run_trainer(trainer, watch, folder, patience=recipe.patience)
 
 
 def _train(job: Job) -> None:

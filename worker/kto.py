@@ -66,7 +66,7 @@ def fit_kto(
         processing_class=tokenizer,
     )
     record(trainer, recorder, recipe, seed)
-    return trainer.model, tokenizer, run_trainer(trainer, watch, folder)
+    return trainer.model, tokenizer, run_trainer(trainer, watch, folder, patience=recipe.patience)
 
 
 def train_kto(job: Job) -> None:

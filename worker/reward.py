@@ -70,7 +70,7 @@ def fit_reward(
         eval_dataset=read(preferences.dev, tokenizer),
         processing_class=tokenizer,
     )
-    return trainer.model, tokenizer, run_trainer(trainer, watch, folder)
+    return trainer.model, tokenizer, run_trainer(trainer, watch, folder, patience=recipe.patience)
 
 
 def train_reward(job: Job) -> None:

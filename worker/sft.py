@@ -73,7 +73,7 @@ def fit_sft(
         processing_class=tokenizer,
     )
     record(trainer, recorder, recipe, seed)
-    return trainer.model, tokenizer, run_trainer(trainer, watch, folder)
+    return trainer.model, tokenizer, run_trainer(trainer, watch, folder, patience=recipe.patience)
 
 
 def train_sft(job: Job) -> None:

@@ -18,6 +18,7 @@ from app.errors import AppError
 from app.training.common import OfflineRecipe, SampledRecipe, TrainingRecipe
 from worker.distance import Measure, StartReference
 from worker.job import Watch
+from worker.keeping_best import BestCallback
 from worker.loading import Weights, context_of, device, render_prompt
 from worker.pausing import Pauser
 from worker.recorder import Recorder
@@ -278,14 +279,20 @@ def _pass_once(trainer: Any, rows: list[dict[str, Any]]) -> None:
     trainer._total_train_tokens = 0
 
 
-def run_trainer(trainer: Any, watch: Watch, folder: Path, is_tried: bool = True) -> dict[str, float]:
+def run_trainer(
+    trainer: Any, watch: Watch, folder: Path, is_tried: bool = True, patience: int = 0
+) -> dict[str, float]:  # fmt: skip
     """Trains, going on from the newest whole state in `folder`; returns the last value of every curve.
 
-    `is_tried`: the longest batch is tried first (not where batches are sampled as training goes). Raises Released in
-    every process but the first, which alone goes on to measure and store.
+    `is_tried`: the longest batch is tried first (not where batches are sampled as training goes). With `patience` the
+    model holds the best weights afterwards, and the values on dev are theirs. Raises Released in every process but the
+    first, which alone goes on to measure and store.
     """
     callback = WatchCallback(watch, folder)
     trainer.remove_callback(PrinterCallback)  # the curves are rows, not prints
+    best = make_best(trainer, patience, folder, watch)
+    if best is not None:
+        trainer.add_callback(best)  # before the one that seals
     trainer.add_callback(callback)
     with trainer.accelerator.main_process_first():  # the first one clears away what is broken
         newest = take_newest_whole(folder, "checkpoint")
@@ -299,9 +306,37 @@ def run_trainer(trainer: Any, watch: Watch, folder: Path, is_tried: bool = True)
     # Step 0, where the curves begin. By the trainer and not before it: a model that was evaluated first counts as
     # prepared, and several processes would then each train a model of their own.
     trainer.args.eval_on_start = newest is None and trainer.eval_dataset is not None
-    trainer.train(resume_from_checkpoint=str(newest[1]) if newest else None)
-    if trainer.eval_dataset is not None:
+    if best is not None:
+        best.go_on(newest[1] if newest else None)
+    if best is not None and best.is_over:  # the state was stored when patience had run out
+        callback.latest["tokens"] = best.n_tokens
+    else:
+        trainer.train(resume_from_checkpoint=str(newest[1]) if newest else None)
+    if best is None and trainer.eval_dataset is not None:
         trainer.evaluate()
+    kept = keep_best(trainer, best, watch) if best is not None else {}
     if not is_first():
         raise Released
-    return callback.latest
+    return callback.latest | kept
+
+
+def make_best(trainer: Any, patience: int, folder: Path, watch: Watch) -> BestCallback | None:
+    """What keeps the best weights, where that is asked for; raises AppError where nothing measures them."""
+    if not patience:
+        return None
+    if trainer.eval_dataset is None:
+        raise AppError(
+            "Early stopping needs a dev loss, and these preferences have no dev row: freeze some with a dev split, or "
+            "set the patience to 0."
+        )
+    return BestCallback(trainer, patience, folder, watch)
+
+
+def keep_best(trainer: Any, best: BestCallback, watch: Watch) -> dict[str, float]:
+    """Measures the last weights if that was not done, then puts the best ones into the model; their values on dev."""
+    if not best.is_over and best.best.last != trainer.state.global_step:
+        trainer.evaluate()
+    found = best.restore()
+    if best.is_over:
+        watch.progress(best.best.last, best.best.last, f"stopped early, step {best.best.step} kept")
+    return {NAMES[name]: value for name, value in best.curves.items() if name in NAMES} | found if found else {}

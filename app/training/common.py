@@ -10,6 +10,7 @@ from app.db import db_now
 from app.errors import Invalid
 from app.runs.models import Worker
 from app.runs.recipe import Recipe, points_to
+from app.training.stopping import patience_field
 from app.training.scorers import check_watcher
 
 POLICY = {"role": "policy"}
@@ -70,6 +71,7 @@ class OfflineRecipe(TrainingRecipe):
     accumulate: int = Field(1, ge=1, le=1024, title="Split a step into … parts", description="Saves memory.")
     max_length: int = Field(1024, ge=8, le=131_072, title="Longest text, in tokens")
     eval_every: int = Field(20, ge=1, title="Measure on the dev split every … steps")
+    patience: int = patience_field()
     schedule: Literal["constant_with_warmup", "linear", "cosine"] = Field("linear", title="Learning rate's course")
 
     @model_validator(mode="after")

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Any, Literal
 
+from app.training.stopping import find_best
+
 Points = Sequence[tuple[int, float | None]]  # (step, value); None: not finite
 ONLINE = {"ppo", "grpo", "rloo"}
 PAIRED = {"dpo", "simpo", "kto"}
@@ -34,7 +36,9 @@ def write_notes(
 
     `n_repeated`: rows equal to an earlier one; `held_out`: what was measured of a reward model at its end.
     """
-    found: list[Note | None] = [_not_finite(curves), _too_hot(kind, curves), _dev_rising(kind, curves)]
+    patience = int(recipe.get("patience") or 0)
+    found: list[Note | None] = [_not_finite(curves), _too_hot(kind, curves)]
+    found.append(_stopped(curves, patience) if patience else _dev_rising(kind, curves))
     if kind in PAIRED:
         found.append(_chosen_falling(curves))
     if kind in ONLINE:
@@ -117,6 +121,19 @@ def _dev_rising(kind: str, curves: Mapping[str, Points]) -> Note | None:
             return Note("look", text, _at("dev_loss", best, last) + _at("dev_accuracy", then, accuracy[-1]))
     text += "It is learning its training rows by heart: stop near that step, take fewer epochs, or more data."
     return Note("act", text, _at("dev_loss", best, last))
+
+
+def _stopped(curves: Mapping[str, Points], patience: int) -> Note | None:
+    """That it stopped early, and which weights were kept."""
+    best, has_stopped = find_best(curves.get("dev_loss", ()), patience)
+    if not has_stopped or best.step < 0:
+        return None
+    kept = "those it began with" if best.step == 0 else f"those of step {best.step}"
+    text = (
+        f"It stopped early, after step {best.last}: the loss on the dev split was lowest at step {best.step} "
+        f"({best.loss:.3g}) and no lower in the next {patience} measurements. The weights kept are {kept}."
+    )
+    return Note("look", text, _at("dev_loss", (best.step, best.loss)))
 
 
 def _unlike_judge(held_out: Mapping[str, Any], curves: Mapping[str, Points]) -> Note | None:
