@@ -27,6 +27,7 @@ from tests.worker.test_rate import rubric
 from worker.job import Job
 from worker.judge_reward import JudgeReward
 
+pytestmark = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 BROKEN = "failed its Judge Card 1 (position flips 0.40 [0.30, 0.50], n = 200, limit at most 0.2)"
 REASON = "To see what position flips do to PPO."
 LINE = {"key": "flip", "name": "Position flips", "value": 0.4, "low": 0.3, "high": 0.5, "n": 200, "limit": 0.2,
@@ -100,7 +101,6 @@ def test_it_rewards_only_with_a_reason(scene: Scene, more: dict[str, Any]) -> No
         start(judge_weight=0, rule_weight=1.0)  # a judge without a weight rewards nothing
 
 
-@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 def test_form_api_and_experiment_say_the_same(client: TestClient, scene: Scene) -> None:
     scene.fail_the_card()
     forecast = client.get("/p/demo/forecast/ppo", params=scene.fields).text
@@ -131,7 +131,6 @@ def test_form_api_and_experiment_say_the_same(client: TestClient, scene: Scene) 
     )
 
 
-@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 def test_a_card_that_fails_after_the_launch_holds_until_the_first_step_is_done(scene: Scene) -> None:
     with transaction() as session:
         run = launch(session, read_recipe({"kind": "ppo", **scene.fields}), project_id=scene.project.id)
