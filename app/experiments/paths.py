@@ -151,7 +151,10 @@ def group_paths(
                 alike.setdefault((by, path.reference, said), []).append(path)
     found = []
     for (by, reference, said), many in alike.items():
-        kept, left_out = share_prompts(many)
+        together, left_out = share_prompts(many)
+        kept = [path for path in together if path.stands(by)]  # something was read of the prompts that all share
+        if not kept:
+            continue
         scorer = many[0].run.recipe.get("held_out") if by == "held_out" else None
         points = [
             point for one in frontiers for point in one.points

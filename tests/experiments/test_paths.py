@@ -74,6 +74,12 @@ def test_paths_stand_on_the_prompts_they_share_and_others_are_named() -> None:
     assert drawn.paths[0].looks[0].interval("kl").value == pytest.approx((0.01 + 0.03 + 0.05) / 3)  # type: ignore[union-attr]
 
 
+def test_a_path_of_which_nothing_was_read_on_the_shared_prompts_is_not_drawn() -> None:
+    silent = Look(0, tuple("abcd"), {"kl": np.zeros(4), "held_out": np.array([np.nan, np.nan, 0.1, 0.1])})
+    (drawn,) = group_paths([path("all", [look(0, 0, "abx", held_out=0.1)]), path("silent", [silent])], NAMES)
+    assert [one.label for one in drawn.paths] == ["all"] and drawn.kl_ends[1] > 0
+
+
 def measured(label: str, kl: float, prompts: frozenset[int] = frozenset({1, 2})) -> Point:
     run = Run(id=3, project_id=1, kind="measure", queue="gpu", recipe_sha256="0",
               recipe={"checkpoint": 7, "reference": 1, "quality": "reward", "reward": 5})  # fmt: skip
