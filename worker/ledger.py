@@ -317,9 +317,10 @@ def _insert_texts(insert: Any) -> Any:
 def ask_all_of(job: Job, target: Target, work: Work, recipe: Any, cost_of: CostOf = judging_cost) -> None:
     """Asks until the work is empty. Raises AppError at the budget, at a lasting refusal, or as `work.after` does."""
     ledger = Ledger(job, work, recipe.budget_usd, look_ahead=recipe.concurrency)
-    # Answers that come within a moment are stored together: one transaction each would be most of the work. No call
-    # leaves before its place is free in the ledger too, so what a crash may cost again is never more than is allowed.
-    at_once = max(1, recipe.concurrency // 8)
+    # Answers that come within a moment are stored together: one transaction each would be most of the work, and beyond
+    # a few of them waiting saves little. No call leaves before its place is free in the ledger too, so what a crash may
+    # cost again is never more than is allowed.
+    at_once = max(1, min(4, recipe.concurrency // 8), recipe.concurrency // 32)
     limits = {"concurrency": recipe.concurrency, "max_tries": recipe.max_tries, "timeout_s": recipe.timeout_s}
     with EndpointCalls(target, **limits) as calls:
         while ledger.in_flight or not ledger.is_empty:
