@@ -73,8 +73,9 @@ def _compute(session: Session, queue: Queue, has_coefficients: bool) -> Agreemen
             col(Answer.pair_id), col(Answer.account_id), col(Answer.first), col(Verdict.outcome), col(Pair.prompt_id),
             col(Account.is_simulated),
         )
-        .join(Verdict, sa.and_(col(Verdict.pair_id) == col(Answer.pair_id),
-                               col(Verdict.verdict_set_id) == queue.verdict_set_id))
+        # a verdict whose call had failed is gone while the judge is asked again
+        .outerjoin(Verdict, sa.and_(col(Verdict.pair_id) == col(Answer.pair_id),
+                                    col(Verdict.verdict_set_id) == queue.verdict_set_id))
         .join(Pair, col(Pair.id) == col(Answer.pair_id))
         .join(Account, col(Account.id) == col(Answer.account_id))
         .where(col(Answer.queue_id) == queue.id, col(Answer.first).is_not(None))

@@ -104,7 +104,7 @@ def _read_said(session: Session, queue: Queue) -> list[Said]:
             col(Verdict.by_principle), col(Verdict.votes), col(Pair.prompt_id), col(Prompt.category),
             sa.func.length(a.text).label("a"), sa.func.length(b.text).label("b"),
         )
-        .join(Verdict, of_pair)
+        .outerjoin(Verdict, of_pair)
         .join(Pair, col(Pair.id) == col(Answer.pair_id))
         .join(Prompt, col(Prompt.id) == col(Pair.prompt_id))
         .join(a, col(a.id) == col(Pair.a_id))
@@ -114,9 +114,9 @@ def _read_said(session: Session, queue: Queue) -> list[Said]:
     )  # fmt: skip
     return [
         Said(
-            row.pair_id, row.account_id, choice_label(row.first), row.outcome, row.by_principle,
-            {key: one["outcome"] for key, one in row.votes.get("by_judge", {}).items()}, row.prompt_id, row.category,
-            "a" if row.a > row.b else "b" if row.b > row.a else "tie",
+            row.pair_id, row.account_id, choice_label(row.first), row.outcome, row.by_principle or {},
+            {key: one["outcome"] for key, one in (row.votes or {}).get("by_judge", {}).items()}, row.prompt_id,
+            row.category, "a" if row.a > row.b else "b" if row.b > row.a else "tie",
         )
         for row in found
     ]  # fmt: skip

@@ -25,7 +25,7 @@ class People:
 def read_people(session: Session, pair_set_id: int, queue_id: int | None = None) -> People:
     """First answers from the audits of a pair set, or from one of them."""
     query = (
-        sa.select(col(Answer.pair_id), col(Answer.first), col(Account.is_simulated))
+        sa.select(col(Answer.pair_id), col(Answer.account_id), col(Answer.first), col(Account.is_simulated))
         .join(Queue, col(Queue.id) == col(Answer.queue_id))
         .join(VerdictSet, col(VerdictSet.id) == col(Queue.verdict_set_id))
         .join(Account, col(Account.id) == col(Answer.account_id))
@@ -37,7 +37,11 @@ def read_people(session: Session, pair_set_id: int, queue_id: int | None = None)
         query = query.where(col(Queue.id) == queue_id)
     said: dict[int, Counter[str]] = defaultdict(Counter)
     is_simulated = False
+    heard: set[tuple[int, int]] = set()  # who meets a pair in two audits counts once, by what they said first
     for row in session.execute(query):
+        if (row.pair_id, row.account_id) in heard:
+            continue
+        heard.add((row.pair_id, row.account_id))
         said[row.pair_id]["tie" if row.first == "both_bad" else row.first] += 1
         is_simulated = is_simulated or bool(row.is_simulated)
     labels = {}

@@ -129,7 +129,7 @@ def _read_audited(session: Session, queue: Queue) -> list[_Row]:
             col(Answer.pair_id), col(Answer.first), col(Verdict.outcome), col(Pair.prompt_id),
             a.arm_id.label("a"), b.arm_id.label("b"),  # type: ignore[attr-defined]
         )
-        .join(Verdict, of_pair)
+        .outerjoin(Verdict, of_pair)
         .join(Pair, col(Pair.id) == col(Answer.pair_id))
         .join(a, col(a.id) == col(Pair.a_id))
         .join(b, col(b.id) == col(Pair.b_id))

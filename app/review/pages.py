@@ -19,6 +19,8 @@ from app.review.answers import as_shown
 from app.review.models import Answer, Override, Queue
 from app.runs.models import Run
 
+AGAIN = "Its call had failed, and the judge is asked again: there is no verdict just now."
+
 
 @dataclass(frozen=True)
 class Shown:
@@ -69,7 +71,7 @@ def read_revealed(session: Session, answer: Answer, queue: Queue, *, has_reasons
     assert answer.first is not None
     verdict = session.exec(
         select(Verdict).where(Verdict.verdict_set_id == queue.verdict_set_id, Verdict.pair_id == answer.pair_id)
-    ).one()
+    ).first() or Verdict(verdict_set_id=0, pair_id=answer.pair_id, reason=AGAIN)
     override = session.exec(
         select(Override).where(Override.pair_id == answer.pair_id, col(Override.withdrawn_at).is_(None))
     ).first()

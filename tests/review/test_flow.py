@@ -9,7 +9,9 @@ from app.accounts.models import Account
 from app.db import db_now, get, reading, transaction
 from app.judging.models import Verdict, VerdictSet
 from app.projects.models import Project
+from app.review.agreement import read_agreement
 from app.review.answers import as_shown, give_answer
+from app.review.cards import read_people
 from app.review.leases import IDLE_S, LEASE_S, give_back
 from app.review.models import Answer, Override, Queue
 from app.review.queues import claim_place, make_queue, read_progress
@@ -199,3 +201,36 @@ def test_other_weights_show_the_reasons_they_were_added_up_from(client: TestClie
     client.post(f"{ROOT}/{queue.id}/next")
     page = client.post(f"{ROOT}/answers/{held().id}", data={"choice": "tie"}).text
     assert "the judge’s secret reason" in page
+
+
+def test_a_verdict_that_is_asked_for_again_counts_as_unreadable(client: TestClient, queue: Queue) -> None:
+    """A judging taken up again forgets the verdicts whose calls had failed; people may have answered those pairs."""
+    client.post(f"{ROOT}/{queue.id}/next")
+    place = held()
+    client.post(f"{ROOT}/answers/{place.id}", data={"choice": "tie", "auto": "1"})
+    with transaction() as session:
+        session.delete(session.exec(select(Verdict).where(Verdict.pair_id == place.pair_id)).one())
+    assert "there is no verdict just now" in client.get(f"{ROOT}/answers/{place.id}").text
+    assert "the verdict was unreadable" in client.get(f"{ROOT}/{queue.id}/next?auto=1").text
+    assert client.get(f"{ROOT}/{queue.id}/estimates").status_code == 200
+    with reading() as session:
+        found = read_agreement(session, get(session, Queue, queue.id))
+    assert found.n_audited == 1 and found.lines is not None
+    assert (found.lines.all_items.value, found.lines.n_unreadable) == (0.0, 1)
+
+
+def test_who_meets_a_pair_in_two_audits_is_one_person(queue: Queue, project: Project) -> None:
+    with transaction() as session:
+        recipe = AuditRecipe(verdict_set=queue.verdict_set_id, n=6, overlap=2)
+        second = make_queue(session, recipe, project.id, make_run(session, project, "audit").id)
+        ann, bob, eve = (make_account(session, name).id for name in ("ann", "bob", "eve"))
+        pair = session.exec(select(Answer.pair_id).where(Answer.queue_id == queue.id)).first() or 0
+        told = [(queue, 0, ann, "a"), (second, 0, ann, "a"), (queue, 1, bob, "b"), (second, 1, eve, "b")]
+        for where, place, who, said in told:
+            mine = select(Answer).where(Answer.queue_id == where.id, Answer.pair_id == pair, Answer.place == place)
+            row = session.exec(mine).one()
+            row.account_id, row.first = who, said
+    with reading() as session:
+        assert read_people(session, get(session, VerdictSet, queue.verdict_set_id or 0).pair_set_id).labels == {
+            pair: "b"
+        }
