@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from sqlmodel import Session, col, select
 
+from app.cli.experiments import follow
 from app.db import get, now, reading, transaction
 from app.errors import Conflict
 from app.experiments.advance import advance, advance_all
@@ -270,7 +271,9 @@ def test_a_cancelled_experiment_says_what_was_running_and_what_never_began(proje
     assert run_to_end(experiment_id).status == "done"
 
 
-def test_a_paused_run_holds_its_experiment_until_it_is_resumed(project: Project, folder: Path) -> None:
+def test_a_paused_run_holds_its_experiment_until_it_is_resumed(
+    project: Project, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     experiment_id = start(project, folder, SIMPLE)
     advance_all()
     with transaction() as session:
@@ -279,6 +282,9 @@ def test_a_paused_run_holds_its_experiment_until_it_is_resumed(project: Project,
         finish(session, run.id, run.attempt, "cancelled", "Paused after step 3: look at ten pairs.")
     advance_all()
     assert words(experiment_id) == {"": ("paused", ""), "prompts": ("paused", ""), "later": ("waiting", "")}
+    with reading() as session:
+        left = follow(get(session, Experiment, experiment_id), None)  # the terminal does not wait for people
+    assert left.status == "running" and f"prompts: preflab runs resume {run.id}" in capsys.readouterr().out
     with transaction() as session:
         resume(session, get(session, Run, run.id))
     assert words(experiment_id)[""] == ("running", "")
