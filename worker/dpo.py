@@ -11,11 +11,12 @@ from typing import Any
 from app.training.recipes import DpoRecipe, SimpoRecipe
 from worker.checkpoints import store_trained, weights_of
 from worker.distance import OtherReference
+from worker.fitting import count_whole, facts_of_rows, keep_fitting, note_fit
 from worker.job import Job, Watch
 from worker.loading import Weights, load_tokenizer, load_trainable
 from worker.preferences import Preferences, preferences_of
 from worker.recorder import Recorder, recorder_of_rows
-from worker.reference_cache import Cache, MemoryCache, RowCache, weights_key
+from worker.reference_cache import Cache, MemoryCache, RowCache, say_reads, weights_key
 
 PairRecipe = DpoRecipe | SimpoRecipe
 
@@ -55,8 +56,9 @@ def fit_dpo(
 
     trainer = make_trainer(recipe, seed, start, preferences, folder, cache, reference)
     if isinstance(recipe, DpoRecipe):
-        n = 2 * (len(preferences.train) + len(preferences.dev))
-        watch.log(f"the reference read {trainer.n_reference_passes} of {n} texts; the others were known")
+        fit, n = preferences.fit, 2 * (len(preferences.train) + len(preferences.dev))
+        n_left_out = 2 * (fit.left_out + fit.dev_left_out) if fit else 0
+        watch.log(say_reads(n, len(trainer.own), trainer.n_known, n_left_out))
         watch.spend(reference_passes=trainer.n_reference_passes)
     record(trainer, recorder, recipe, seed, OtherReference(reference, recipe.dtype) if recorder and reference else None)
     return trainer.model, trainer.processing_class, run_trainer(trainer, watch, folder, patience=recipe.patience)
@@ -72,11 +74,13 @@ def _train(job: Job) -> None:
     name = weights_key(reference or start, recipe.dtype)
     cache = RowCache(job, name) if name else None
     recorder = recorder_of_rows(job, preferences.dev, start)
+    preferences = keep_fitting(job, recipe, start, preferences, count_whole(load_tokenizer(start)))
+    note_fit(job, preferences)
     model, tokenizer, curves = fit_dpo(
         recipe, job.seed, start, preferences, job.folder, job, cache, recorder, reference
     )
     job.spend(labels=len(preferences.train), trained_tokens=curves.get("tokens", 0))
-    store_trained(job, model, tokenizer, curves, step=int(curves.get("step", 0)))
+    store_trained(job, model, tokenizer, curves, step=int(curves.get("step", 0)), facts=facts_of_rows(preferences))
 
 
 def train_dpo(job: Job) -> None:

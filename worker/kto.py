@@ -11,6 +11,7 @@ from typing import Any
 
 from app.training.recipes import KtoRecipe
 from worker.checkpoints import store_trained, weights_of
+from worker.fitting import count_whole, facts_of_rows, keep_fitting, note_fit
 from worker.job import Job, Watch
 from worker.loading import Weights, load_full, load_tokenizer, load_trainable
 from worker.preferences import Preferences, Row, preferences_of
@@ -41,9 +42,10 @@ def fit_kto(
     """Returns the trained model, its tokenizer and the last value of every curve."""
     from trl import KTOConfig, KTOTrainer
 
+    from worker.dev_means import LoneMeans
     from worker.trl_run import as_dataset, offline_arguments, record, run_trainer
 
-    class Trainer(KTOTrainer):
+    class Trainer(LoneMeans, KTOTrainer):
         def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, name: str) -> Any:
             """TRL moves completions on by one within a process's rows; here within those of all processes."""
             whole = copy(args)
@@ -76,6 +78,8 @@ def train_kto(job: Job) -> None:
     with job.read() as session:
         start = weights_of(session, recipe.start)
     recorder = recorder_of_rows(job, preferences.dev, start)
+    preferences = keep_fitting(job, recipe, start, preferences, count_whole(load_tokenizer(start)))
+    note_fit(job, preferences)
     model, tokenizer, curves = fit_kto(recipe, job.seed, start, preferences, job.folder, job, recorder)
     job.spend(labels=len(preferences.train), trained_tokens=curves.get("tokens", 0))
-    store_trained(job, model, tokenizer, curves, step=int(curves.get("step", 0)))
+    store_trained(job, model, tokenizer, curves, step=int(curves.get("step", 0)), facts=facts_of_rows(preferences))

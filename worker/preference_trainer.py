@@ -12,6 +12,7 @@ from torch import Tensor
 from trl import DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference, add_fused_lm_head, is_peft_model
 
+from worker.dev_means import PairMeans
 from worker.preference_losses import margins, preference_loss, simpo_loss, simpo_margins
 from worker.reference_cache import Cache, text_key
 
@@ -27,7 +28,7 @@ class PreferenceCollator(DataCollatorForPreference):
         return batch
 
 
-class PreferenceTrainer(DPOTrainer):
+class PreferenceTrainer(PairMeans, DPOTrainer):
     """DPO and its kin. `recipe` needs loss, beta, label_smoothing, sft_weight and is_soft.
 
     TRL reads the reference's log-probabilities from the rows (`precompute_ref_log_probs`); they come from `cache`.
@@ -39,6 +40,8 @@ class PreferenceTrainer(DPOTrainer):
         if reference is not None:  # as TRL does to the policy: log-probabilities without whole logits
             add_fused_lm_head(reference.get_base_model() if is_peft_model(reference) else reference)
         self.n_reference_passes = 0  # texts the reference has read in this process
+        self.own: set[str] = set()  # which
+        self.n_known = 0  # texts whose values were there already
         args, tokenizer = given["args"], given["processing_class"]
         super().__init__(
             data_collator=PreferenceCollator(tokenizer.pad_token_id, max_length=args.max_length), **given
@@ -68,6 +71,7 @@ class PreferenceTrainer(DPOTrainer):
                 missing = [place for place in places if not known.keys() >= set(keys[place])]
                 if missing:
                     known |= self._read_reference([dataset[place] for place in missing], [keys[p] for p in missing])
+        self.n_known += sum(key not in self.own for both in keys for key in both)
         columns = {"ref_chosen_logps": 0, "ref_rejected_logps": 1}
         for column, side in columns.items():
             dataset = dataset.add_column(column, [known[both[side]] for both in keys])
@@ -94,6 +98,7 @@ class PreferenceTrainer(DPOTrainer):
             for place, both in enumerate(keys)
         }
         self.n_reference_passes += len(found)
+        self.own |= found.keys()
         self.cache.keep(found)
         return self.cache.read(list(found))
 

@@ -1,6 +1,5 @@
 """Reading a snapshot of preferences (TRL's prompt/chosen/rejected, one JSON object a line) for a trainer."""
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,9 @@ from typing import Any
 from app.config import settings
 from app.db import get
 from app.errors import AppError
+from app.runs.models import Run
 from app.training.models import Snapshot
+from app.training.rows import Fit, as_messages, split_of
 from worker.job import Job
 from worker.saving import sha256_of
 
@@ -23,6 +24,7 @@ class Preferences:
 
     train: list[Row]
     dev: list[Row]
+    fit: Fit | None = None  # once those that are too long are left out (worker/fitting.py)
 
 
 def read_preferences(path: Path, sha256: str = "", dev_share: float = 0.1) -> Preferences:
@@ -42,9 +44,9 @@ def read_preferences(path: Path, sha256: str = "", dev_share: float = 0.1) -> Pr
             row = json.loads(line)
             if not {"prompt", "chosen", "rejected"} <= row.keys():
                 raise AppError(f"The snapshot {path.name}, line {number}, has no prompt, chosen and rejected.")
-            split = row.get("split") or _split_of(str(row.get("group") or row["prompt"]), dev_share)
+            split = split_of(row, dev_share)
             if split in {"train", "dev"}:
-                (train if split == "train" else dev).append(_as_messages(row))
+                (train if split == "train" else dev).append(as_messages(row))
     if not train:
         raise AppError(f"The snapshot {path.name} has no preference on the train split: judge more pairs.")
     return Preferences(train, dev)
@@ -57,26 +59,12 @@ def preferences_of(job: Job) -> Preferences:
     if snapshot.state != "ready":
         raise AppError(f"The snapshot {snapshot.name} is not written yet: wait for its run to end.")
     found = read_preferences(settings().data_path / snapshot.path, snapshot.sha256)
-    job.log(f"{len(found.train)} preferences to train on, {len(found.dev)} held out (dev)")
+    job.log(f"{len(found.train)} preferences on the train split, {len(found.dev)} held out (dev)")
     repeated = len(found.train) - len({json.dumps(row, sort_keys=True) for row in found.train})
     if repeated:
         job.log(f"{repeated} of them are equal to an earlier one", "warning")
-        job.spend(repeated_rows=repeated)
+        with job.read() as session:
+            is_counted = "repeated_rows" in get(session, Run, job.run_id).cost  # by an attempt before
+        if not is_counted:
+            job.spend(repeated_rows=repeated)
     return found
-
-
-def _split_of(group: str, dev_share: float) -> str:
-    place = int.from_bytes(hashlib.sha256(group.encode()).digest()[:6], "big") / 2**48
-    return "dev" if place < dev_share else "train"
-
-
-def _as_messages(row: Row) -> Row:
-    prompt = row["prompt"]
-    if isinstance(prompt, str):
-        prompt = [{"role": "user", "content": prompt}]
-    sides = {}
-    for side in ("chosen", "rejected"):
-        text = row[side]
-        sides[side] = [{"role": "assistant", "content": text}] if isinstance(text, str) else text
-    p_chosen = row.get("p_chosen")
-    return {"prompt": prompt, **sides, "p_chosen": 1.0 if p_chosen is None else float(p_chosen)}

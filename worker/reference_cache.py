@@ -81,3 +81,15 @@ def weights_key(weights: Weights, dtype: str) -> str | None:
 def text_key(prompt: Sequence[int], completion: Sequence[int]) -> str:
     """The name of a tokenised text and of where its completion begins."""
     return hashlib.sha256(f"{len(prompt)}:{','.join(map(str, [*prompt, *completion]))}".encode()).hexdigest()
+
+
+def say_reads(n_texts: int, n_read: int, n_known: int, n_left_out: int) -> str:
+    """Where the reference's values of `n_texts` texts come from: read now, known before, or read once for several rows;
+    beside them the texts of rows that were left out."""
+    others = {
+        "known already": n_known,
+        "equal to one that was read": n_texts - n_read - n_known,
+        "not needed, of rows left out": n_left_out,
+    }
+    rest = "".join(f"; {n:,} {what}" for what, n in others.items() if n)
+    return f"the reference read {n_read:,} of {n_texts + n_left_out:,} texts{rest}"

@@ -12,6 +12,7 @@ from app.training.common import NARROW
 from app.training.recipes import RewardRecipe
 from worker.bi_encoder import make_bi_encoder
 from worker.checkpoints import store_trained, weights_of
+from worker.fitting import count_parts, count_whole, facts_of_rows, keep_fitting, note_fit
 from worker.job import Job, Watch
 from worker.llm import RewardScorer
 from worker.loading import Weights, device, load_full, load_tokenizer, lora_config, number_format
@@ -79,11 +80,15 @@ def train_reward(job: Job) -> None:
     preferences = preferences_of(job)
     with job.read() as session:
         start = weights_of(session, recipe.start)
+    read = count_parts if recipe.architecture == "bi_encoder" else count_whole
+    preferences = keep_fitting(job, recipe, start, preferences, read(load_tokenizer(start)))
+    note_fit(job, preferences)
     model, tokenizer, curves = fit_reward(recipe, job.seed, start, preferences, job.folder, job)
     job.spend(labels=len(preferences.train), trained_tokens=curves.get("tokens", 0))
     facts = {
         "architecture": model.describe() if recipe.architecture == "bi_encoder" else "sequence classifier, one output",
         "dtype": recipe.dtype,
+        **facts_of_rows(preferences),
         **measure_reward(job, RewardScorer(start, model=model), preferences),
     }
     store_trained(job, model, tokenizer, curves, role="reward", step=int(curves.get("step", 0)), facts=facts)

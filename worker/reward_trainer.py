@@ -9,6 +9,7 @@ from torch.nn.functional import logsigmoid
 from trl import RewardTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
+from worker.dev_means import RewardMeans
 from worker.llm import encode_parts
 
 
@@ -47,7 +48,7 @@ class SureCollator(DataCollatorForPreference):
         return batch
 
 
-class SureRewardTrainer(RewardTrainer):
+class SureRewardTrainer(RewardMeans, RewardTrainer):
     """`recipe` needs is_soft, margin and center; without soft labels and margin the loss is TRL's own."""
 
     def __init__(self, recipe: Any, **given: Any) -> None:

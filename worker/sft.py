@@ -8,6 +8,7 @@ import torch
 from app.training.recipes import SftRecipe
 from worker.checkpoints import store_trained, weights_of
 from worker.demonstrations import demonstrations_of
+from worker.fitting import count_whole, facts_of_rows, keep_fitting, note_fit
 from worker.job import Job, Watch
 from worker.loading import Weights, load_tokenizer, load_trainable
 from worker.preferences import Preferences, preferences_of
@@ -20,16 +21,21 @@ SAWYER = (
 )
 
 
-def learn_sawyer(model: Any, tokenizer: Any) -> None:
-    """SAWYER's template: <query> before what is asked, <response> before what is said, <pad> after it.
-
-    New tokens begin at the mean of all embeddings (transformers' way of resizing), so that nothing is asked of chance.
-    """
+def teach_sawyer(tokenizer: Any) -> None:
+    """SAWYER's template: <query> before what is asked, <response> before what is said, <pad> after it."""
     tokenizer.add_special_tokens(
         {"additional_special_tokens": ["<query>", "<response>"], "pad_token": "<pad>"},
         replace_extra_special_tokens=False,
     )
     tokenizer.chat_template = SAWYER
+
+
+def learn_sawyer(model: Any, tokenizer: Any) -> None:
+    """The same, and the model with it.
+
+    New tokens begin at the mean of all embeddings (transformers' way of resizing), so that nothing is asked of chance.
+    """
+    teach_sawyer(tokenizer)
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     with torch.no_grad():
         for table in {id(one): one for one in (model.get_input_embeddings(), model.get_output_embeddings())}.values():
@@ -50,7 +56,10 @@ def fit_sft(
     """Returns the trained model, its tokenizer and the last value of every curve."""
     from trl import SFTConfig, SFTTrainer
 
+    from worker.dev_means import TokenMeans
     from worker.trl_run import as_dataset, offline_arguments, record, run_trainer
+
+    class Trainer(TokenMeans, SFTTrainer): ...
 
     tokenizer = load_tokenizer(start)
     model = load_trainable(start, recipe.is_lora, recipe.lora_rank, recipe.dtype)
@@ -60,7 +69,7 @@ def fit_sft(
         [{"prompt": row["prompt"], "completion": row["chosen"]} for row in part]
         for part in (preferences.train, preferences.dev)
     ]
-    trainer = SFTTrainer(
+    trainer = Trainer(
         model=model,
         args=SFTConfig(
             **offline_arguments(recipe, folder, seed, start, has_dev=bool(rows[1])),
@@ -83,7 +92,13 @@ def train_sft(job: Job) -> None:
     with job.read() as session:
         start = weights_of(session, recipe.start)
     recorder = recorder_of_rows(job, preferences.dev, start)
+    tokenizer = load_tokenizer(start)
+    if recipe.template == "sawyer":
+        teach_sawyer(tokenizer)
+    noun = "preferences" if recipe.arm is None else "completions"
+    preferences = keep_fitting(job, recipe, start, preferences, count_whole(tokenizer), noun)
+    note_fit(job, preferences)
     model, tokenizer, curves = fit_sft(recipe, job.seed, start, preferences, job.folder, job, recorder)
     counted = "labels" if recipe.arm is None else "demonstrations"
     job.spend(**{counted: len(preferences.train)}, trained_tokens=curves.get("tokens", 0))
-    store_trained(job, model, tokenizer, curves, step=int(curves.get("step", 0)))
+    store_trained(job, model, tokenizer, curves, step=int(curves.get("step", 0)), facts=facts_of_rows(preferences))
