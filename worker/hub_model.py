@@ -153,6 +153,7 @@ def _snapshot(job: Job, repo: str, commit: str, names: list[str], total: int) ->
         job.progress(min(arrived[0], total), total, note)
     if failed:
         raise failed[0]
+    job.progress(total, total, f"fetched: {total / 1e6:,.1f} MB")  # what was in the cache has not been counted
     return Path(found[0])
 
 

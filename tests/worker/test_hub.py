@@ -254,7 +254,7 @@ def test_a_model_comes_in_at_its_commit_without_code_and_pickles(
     online.asked.clear()
     newest = do(demo.id, "import_checkpoint", source="some/model")
     assert newest.status == "done", newest.error
-    assert not set(extra) & set(online.asked) and newest.total == sum(
+    assert not set(extra) & set(online.asked) and newest.done == newest.total == sum(
         len(data) for name, data in model.items() if name.endswith(".safetensors")
     )
     old = do(demo.id, "import_checkpoint", source="some/model", revision=first)
