@@ -8,6 +8,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import aliased
 from sqlmodel import Session, col, select
 
+from app.accounts.models import Account
 from app.db import clean_text, db_now
 from app.errors import Conflict
 from app.review.models import Answer, Mark, Queue
@@ -35,6 +36,17 @@ def held_place(session: Session, kind: type[Place], queue: Queue, account_id: in
     return session.exec(mine.order_by(col(kind.position)).limit(1)).first()
 
 
+def one_press_at_a_time(session: Session, account_id: int) -> bool:
+    """Makes a person's presses wait for each other, so that a double click takes one place; whether it may have waited.
+
+    On SQLite all writers wait for each other anyway.
+    """
+    if session.get_bind().dialect.name != "postgresql":
+        return False
+    session.execute(sa.select(col(Account.id)).where(col(Account.id) == account_id).with_for_update(key_share=True))
+    return True
+
+
 def claim(session: Session, kind: type[Place], queue: Queue, account_id: int) -> Place | None:
     """The place this person is to answer next, held for a quarter of an hour; None when nothing is left for them.
 
@@ -44,6 +56,8 @@ def claim(session: Session, kind: type[Place], queue: Queue, account_id: int) ->
     if queue.closed_at is not None:
         raise Conflict("This queue is closed.")
     held = held_place(session, kind, queue, account_id)
+    if held is None and one_press_at_a_time(session, account_id):
+        held = held_place(session, kind, queue, account_id)
     if held is not None:
         renewed = session.execute(
             sa.update(kind)

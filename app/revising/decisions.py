@@ -12,7 +12,7 @@ from app.db import db_now, get, now
 from app.errors import Conflict, Invalid, NotFound
 from app.pairs.models import Completion
 from app.projects.access import Member
-from app.review.leases import LEASE_S
+from app.review.leases import LEASE_S, one_press_at_a_time
 from app.revising.models import Revision, RevisionSet
 
 STATES = ("proposed", "accepted", "rejected")
@@ -66,6 +66,7 @@ def claim_revision(session: Session, made: RevisionSet, account_id: int, start: 
     What they hold is held anew; with `start`, it is given back, and the first free one from there on is taken, going
     round at the end. One atomic UPDATE takes it: two people never hold the same one.
     """
+    one_press_at_a_time(session, account_id)
     held = held_revision(session, made, account_id)
     mine = (col(Revision.set_id) == made.id, col(Revision.holder_id) == account_id, col(Revision.state) == "proposed")
     if held is not None and start is None:

@@ -36,6 +36,18 @@ def test_an_undo_pressed_many_times_opens_a_skip_once(client: TestClient, projec
         assert get(session, Mark, mark).answered_at is None
 
 
+def test_a_double_click_takes_one_place(client: TestClient, project: Project) -> None:
+    with transaction() as session:
+        verdicts = make_verdicts(session, project, make_pairs(session, project, 12), ["a"])
+        recipe = AuditRecipe(verdict_set=verdicts.id, n=12)
+        queue = make_queue(session, recipe, project.id, make_run(session, project, "audit").id)
+    with ThreadPoolExecutor(8) as many:
+        for sent in [many.submit(client.post, f"{ROOT}/{queue.id}/next", follow_redirects=False) for _ in range(8)]:
+            assert sent.result().status_code == 303
+    with reading() as session:
+        assert len(session.exec(select(Answer).where(col(Answer.account_id).is_not(None))).all()) == 1
+
+
 def test_an_override_that_two_people_take_back_at_once_is_counted_once(project: Project) -> None:
     with transaction() as session:
         verdicts = make_verdicts(session, project, make_pairs(session, project, 1), ["a"])
