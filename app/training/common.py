@@ -10,8 +10,8 @@ from app.db import db_now
 from app.errors import Invalid
 from app.runs.models import Worker
 from app.runs.recipe import Recipe, points_to
-from app.training.stopping import patience_field
 from app.training.scorers import check_watcher
+from app.training.stopping import patience_field
 
 POLICY = {"role": "policy"}
 NARROW = {"8-bit", "4-bit"}
@@ -69,7 +69,11 @@ class OfflineRecipe(TrainingRecipe):
     max_steps: int | None = Field(None, ge=1, title="Stop after this many steps")
     batch_size: int = Field(16, ge=1, le=4096, title="Rows per step")
     accumulate: int = Field(1, ge=1, le=1024, title="Split a step into … parts", description="Saves memory.")
-    max_length: int = Field(1024, ge=8, le=131_072, title="Longest text, in tokens")
+    max_length: int = Field(
+        1024, ge=8, le=131_072, title="Longest text, in tokens",
+        description="Prompt and completion. A row with a longer one, or longer than the start reads, is left out and "
+        "counted; nothing is cut.",
+    )  # fmt: skip
     eval_every: int = Field(20, ge=1, title="Measure on the dev split every … steps")
     patience: int = patience_field()
     schedule: Literal["constant_with_warmup", "linear", "cosine"] = Field("linear", title="Learning rate's course")
