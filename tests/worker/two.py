@@ -20,7 +20,7 @@ from tests.judging.rows import read
 from worker import child
 from worker.several import Released
 
-OTHERS_MAY_GO_ON_S = 4.0  # after one has failed; then, as a launcher does, the test ends them
+OTHERS_MAY_GO_ON_S = 2.0  # after one has failed; then, as a launcher does, the test ends them
 
 
 def in_two(work: Callable[[int], Any], folder: Path) -> list[Any]:
