@@ -124,7 +124,7 @@ def test_time_is_told_by_the_projects_own_finished_runs(client: TestClient, proj
                 status="done", attempt=attempt, cost={"wall_seconds": 10 + busy}, counted_at=begun,
                 ended_at=begun + timedelta(seconds=busy),
             )  # fmt: skip
-    form = {**given, "max_steps": 15, "is_lora": "false"}
+    form: dict[str, str | int] = {"start": base.id, "batch_size": 8, "max_steps": 15, "is_lora": "false"}
     alike = client.get("/p/demo/forecast/dpo", params=form).text
     assert "About <strong>55 s</strong> (40 s to 70 s)" in alike
     assert "2 newest runs of this method" in alike
