@@ -16,6 +16,7 @@ from app.config import settings
 from app.db import check_schema, get, reading, transaction
 from app.errors import AppError, Invalid, NotFound
 from app.experiments.board import Board, Cell, experiment_as_json, read_board
+from app.experiments.collect import collect_experiment
 from app.experiments.files import list_shipped, read_experiment, read_outline
 from app.experiments.models import Experiment, state_of
 from app.experiments.start import cancel_experiment, retry_experiment, start_experiment
@@ -234,6 +235,11 @@ def change(args: argparse.Namespace) -> None:
 
 
 def report(args: argparse.Namespace) -> None:
+    if args.of:
+        with transaction() as session:
+            name = args.name or "Report of single runs"
+            key = choose_project(session, args.project).id
+            args.id = collect_experiment(session, key, args.of, name=name).id
     with reading() as session:
         project = choose_project(session, args.project)
         if args.id is None:

@@ -65,6 +65,8 @@ def _experiments(commands: Any) -> None:
         commands, "report", experiments.report, "print an experiment's results", is_data=True, is_project=True
     )
     report.add_argument("id", type=int, nargs="?", help="default: the newest experiment")
+    report.add_argument("--of", type=int, nargs="+", metavar="CHECKPOINT", help="make one of trainings run one by one")
+    report.add_argument("--name", help="what that report is called")
 
 
 def _work(commands: Any) -> None:

@@ -23,9 +23,7 @@ def start_experiment(
 
     Without seeds or a scale, those that the file names are used. The same form_key twice is the same experiment.
     """
-    if form_key and (same := session.exec(select(Experiment).where(Experiment.form_key == form_key)).first()):
-        if same.project_id != project_id:
-            raise Conflict("This form was already sent for another project: reload the page.")
+    if form_key and (same := find_by_form(session, project_id, form_key)):
         return same
     given = {name: value for name, value in (variables or {}).items() if value}
     read, steps = read_experiment(text, file=file, scale=scale, variables=given)
@@ -47,6 +45,14 @@ def start_experiment(
             ))  # fmt: skip
     session.flush()
     return experiment
+
+
+def find_by_form(session: Session, project_id: int, form_key: str) -> Experiment | None:
+    """The experiment that this very form made before; raises Conflict where that was another project's."""
+    same = session.exec(select(Experiment).where(Experiment.form_key == form_key)).first()
+    if same is not None and same.project_id != project_id:
+        raise Conflict("This form was already sent for another project: reload the page.")
+    return same
 
 
 def find_same(

@@ -4,15 +4,19 @@ import re
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import Response
+from fastapi.responses import RedirectResponse, Response
+from pydantic import BaseModel, ConfigDict, Field
 
 from app.db import ROOT, Db
+from app.errors import Invalid
+from app.experiments.collect import collect_experiment, trained_checkpoints
 from app.experiments.models import EXPERIMENT_STATE, STATES, Experiment
 from app.experiments.routes import project_experiment
-from app.html import html
-from app.projects.access import Member, Viewer
+from app.html import FormValues, html
+from app.projects.access import Member, Researcher, Viewer
 from app.report.numbers import report_as_json
 from app.report.report import read_report
+from app.runs.queue import new_form_key
 from app.tables import FORMATS, Column, Filter, Format, Table, respond
 
 router = APIRouter()
@@ -51,6 +55,61 @@ def _download(fmt: Format) -> Any:
 
 for _fmt in FORMATS:
     router.get(f"/p/{{project}}/report.{_fmt}", name=f"download_reports_{_fmt}")(_download(_fmt))  # type: ignore[arg-type]
+
+
+class Collection(BaseModel):
+    """What a report is to be made of, where no experiment was run."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    checkpoints: list[int] = Field(max_length=100, description="Made by finished trainings; each becomes an arm.")
+    name: str = Field("Report of single runs", min_length=1, max_length=120)
+    question: str = Field("", max_length=2000)
+
+
+@router.get("/p/{project}/report/collect")
+def show_collection(request: Request, member: Researcher, session: Db) -> Response:
+    """A form: the checkpoints that a report is made of, where no experiment was run."""
+    return _collection_page(request, member, session, Collection(checkpoints=[]), {}, new_form_key())
+
+
+def _collection_page(
+    request: Request, member: Member, session: Db, given: Collection, errors: dict[str, list[str]], form_key: str
+) -> Response:
+    return html(
+        request, "report/collect.html", 422 if errors else 200, title="Report of single runs", given=given,
+        errors=errors, offered=trained_checkpoints(session, member.project.id), form_key=form_key,
+    )  # fmt: skip
+
+
+@router.post("/p/{project}/report/collect")
+def collect(request: Request, member: Researcher, session: Db, form: FormValues) -> Response:
+    """Makes a report of the chosen checkpoints and goes there."""
+    ticked = [str(one) for one in form.getlist("checkpoints")]
+    chosen = [int(one) for one in ticked if re.fullmatch("[0-9]{1,18}", one)]
+    name, question = str(form.get("name", "")).strip()[:120], str(form.get("question", "")).strip()[:2000]
+    given = Collection(checkpoints=chosen[:100], name=name or "Report of single runs", question=question)
+    form_key = str(form.get("form_key") or new_form_key())[:64]
+    try:
+        experiment = _collect(member, session, given, form_key)
+    except Invalid as error:
+        errors = error.fields or {"checkpoints": [error.message]}
+        return _collection_page(request, member, session, given, errors, form_key)
+    return RedirectResponse(f"/p/{member.project.slug}/report/{experiment.id}", status_code=303)
+
+
+def _collect(member: Member, session: Db, given: Collection, form_key: str) -> Experiment:
+    return collect_experiment(
+        session, member.project.id, given.checkpoints, name=given.name, question=given.question,
+        account_id=member.account.id, form_key=form_key,
+    )  # fmt: skip
+
+
+@router.post("/api/v1/p/{project}/report", status_code=201)
+def collect_api(member: Researcher, session: Db, body: Collection) -> dict[str, Any]:
+    """Makes a report of checkpoints that trainings made one by one; its number and page."""
+    experiment = _collect(member, session, body, new_form_key())
+    return {"report": experiment.id, "name": experiment.name, "url": f"/p/{member.project.slug}/report/{experiment.id}"}
 
 
 @router.get("/p/{project}/report/{experiment_id:int}")

@@ -13,12 +13,15 @@ from starlette.testclient import TestClient
 from app.accounts.logins import COOKIE, make_account, make_login
 from app.accounts.models import Account
 from app.benchmarks.scores import read_levels
+from app.checkpoints.models import Checkpoint
+from app.cli import main
 from app.db import get, now, reading, transaction
 from app.experiments.advance import advance_all
 from app.experiments.models import Experiment, Step
 from app.experiments.start import start_experiment
 from app.grading.models import Grade, GradeItem, Grading
 from app.judging.models import Judge, VerdictSet
+from app.projects.models import Project
 from app.report.arms import Material, lineage, read_material
 from app.report.report import read_report
 from app.report.results import result_lines, result_table
@@ -170,6 +173,25 @@ def test_labels_frozen_twice_are_counted_once_wherever_they_are_told(reader: Tes
     assert {row["arm"]: row["budget"]["labels"] for row in found["results"]} == whole
 
 
+def test_rows_that_were_too_long_stand_in_the_table_and_the_limits(reader: TestClient) -> None:
+    with transaction() as session:
+        dpo = session.exec(select(Run).where(Run.kind == "dpo").order_by(col(Run.id))).first()
+        first = session.exec(select(Snapshot).order_by(col(Snapshot.id))).first()
+        assert dpo is not None and first is not None
+        n = first.n_train
+        assert dpo.cost["left_out_rows"] == 0 and dpo.cost["labels"] == n
+        dpo.cost = {**dpo.cost, "row_limit": 96, "left_out_rows": 5, "left_out_dev_rows": 2}
+        key = dpo.id
+    page = " ".join(reader.get("/p/demo/report/1").text.split())
+    assert (
+        f"5 train and 2 dev rows were left out of the dpo training of DPO (run {key}): they are longer than 96" in page
+    )
+    assert f'{n - 5} <span class="quiet small">of {n}</span>' in page
+    whole = {arm["name"]: arm["whole_cost"]["labels"] for arm in reader.get("/p/demo/report/1.json").json()["arms"]}
+    assert whole == {"base": 0, "DPO": n - 5}
+    assert "different rows of them" not in page  # one training alone differs from none
+
+
 def test_curves_rewards_and_completions_are_there(reader: TestClient) -> None:
     found = reader.get("/p/demo/report/1.json").json()
     assert {"base: loss", "DPO: loss", "reward: loss"} <= {one["title"] for one in found["curves"]}
@@ -309,3 +331,47 @@ def test_a_judge_or_rule_that_rewarded_rollouts_itself_is_a_signal_too(studied: 
     assert "the scorer" in found["pku_saferlhf", "judged_safe"]
     assert found["strict_format", "format"] == "the rule rewards it in GRPO"
     assert any("“the scorer”: its scores rewarded training unprobed" in one for one in limits)
+
+
+def test_trainings_started_one_by_one_make_a_report_and_a_file_that_repeats_them(reader: TestClient) -> None:
+    with reading() as session:
+        dpo = session.exec(select(Checkpoint).where(Checkpoint.method == "dpo").order_by(col(Checkpoint.id))).first()
+        n_runs = len(session.exec(select(Run.id)).all())
+    assert dpo is not None
+    assert dpo.name in reader.get("/p/demo/report/collect").text
+    refused = reader.post("/p/demo/report/collect", data={"form_key": "x"}, headers={"sec-fetch-site": "same-origin"})
+    assert refused.status_code == 422 and "none is chosen" in refused.text
+    given = {"form_key": "y", "name": "By hand", "checkpoints": str(dpo.id)}
+    pages = {str(reader.post("/p/demo/report/collect", data=given).url.path) for _ in range(2)}
+    (address,) = pages  # sent twice, made once
+    by_hand, by_file = (reader.get(f"{one}.json").json() for one in (address, "/p/demo/report/1"))
+    assert [arm["name"] for arm in by_hand["arms"]] == ["base", dpo.name]
+    scores = [
+        {(one["name"], metric["metric"]): [(row["run"], row["value"]) for row in metric["scores"]]
+         for one in found["benchmarks"] for metric in one["metrics"]}
+        for found in (by_hand, by_file)
+    ]  # fmt: skip
+    assert scores[0] == scores[1] and len(scores[0]) >= 5
+    assert by_hand["arms"][1]["whole_cost"] == by_file["arms"][1]["whole_cost"]
+    assert len(by_hand["gradings"]) == len(by_hand["audits"]) == 1
+    assert reader.get(address).status_code == 200
+    with transaction() as session:
+        file = get(session, Experiment, int(address.rpartition("/")[2])).file
+        again = start_experiment(session, session.exec(select(Project.id)).one(), file)
+    run_to_the_end(again.id)
+    with reading() as session:
+        assert get(session, Experiment, again.id).status == "done"
+        assert len(session.exec(select(Run.id)).all()) == n_runs, "every run of the file is there already"
+
+
+def test_the_command_line_makes_a_report_of_checkpoints(studied: None, capsys: pytest.CaptureFixture[str]) -> None:
+    with reading() as session:
+        dpo = session.exec(select(Checkpoint.id).where(Checkpoint.method == "dpo")).first()
+    assert main(["report", "--of", str(dpo), "--name", "By hand"]) in (0, None)
+    said = capsys.readouterr().out
+    assert "By hand" in said and "base" in said and "/report/3" in said
+
+
+def test_a_collection_refuses_what_no_finished_training_made(reader: TestClient) -> None:
+    said = reader.post("/api/v1/p/demo/report", json={"checkpoints": [10**9]})
+    assert said.status_code == 422 and "finished training" in said.json()["error"]
