@@ -156,7 +156,8 @@ def _rows_called(session: Session, noun: str, project_id: int, where: Mapping[st
     if "archived_at" in table.c:
         query = query.where(table.c.archived_at.is_(None))
     for column, value in where.items():
-        query = query.where(table.c[column] == value)
+        mine = table.c[column]
+        query = query.where(mine.in_(value) if isinstance(value, list) else mine == value)
     return [
         (str(key), f"{name} (#{key})") for key, name in session.execute(query.order_by(table.c.id.desc()).limit(200))
     ]

@@ -16,7 +16,7 @@ from app.judging.deciding import decide, still_missing
 from app.judging.judges import free_name, freeze_judge
 from app.judging.material import chunks, unjudged
 from app.judging.models import Call, Judge, Opinion, Verdict, VerdictSet
-from app.judging.protocol import FIELDS, Asked, Seat, read_protocol
+from app.judging.protocol import FIELDS, N_CUT, Asked, Seat, read_protocol
 from app.judging.recipes import JudgeRecipe, members_of
 from app.judging.verdicts import OpinionValue, VerdictValue
 from app.pairs.models import Completion, Pair, PairSet
@@ -185,10 +185,18 @@ class VerdictBook:
         ]  # fmt: skip
         self._add_opinions.run(session, rows)
         self.n_opinions += len(found)
-        self.n_truncated += sum(one.is_truncated for one in found)
+        if n_cut := sum(one.is_truncated for one in found):
+            self._note_cut(session, n_cut)
         for one in found:
             self.partial.setdefault(one.pair_id, []).append(one.value)
         return self._store_verdicts(session, dict.fromkeys(one.pair_id for one in found))
+
+    def _note_cut(self, session: Session, n: int) -> None:
+        """Adds to the readings that were cut, which the set's page and a Judge Card say afterwards."""
+        self.n_truncated += n
+        row = get(session, VerdictSet, self.set_id)
+        row.protocol = {**row.protocol, N_CUT: row.protocol.get(N_CUT, 0) + n}
+        session.add(row)
 
     def _store_verdicts(self, session: Session, pair_ids: Iterable[int]) -> dict[str, int]:
         complete = [key for key in pair_ids if not any(self.missing(seat, key) for seat in self.protocol.seats)]

@@ -12,7 +12,7 @@ from app.errors import NotFound
 from app.judging.material import PairRow, read_guides, read_pairs
 from app.judging.models import Call, CallText, Judge, Opinion, Verdict, VerdictSet
 from app.judging.prompt import render_local_prompt
-from app.judging.protocol import protocol_of
+from app.judging.protocol import N_CUT, protocol_of
 from app.judging.reweigh import root_of
 from app.pairs.models import Completion, Pair, PairSet
 from app.projects.access import Member
@@ -117,6 +117,21 @@ def unreadable_reasons(session: Session, verdict_set: VerdictSet) -> list[tuple[
     )
     query = sa.select(some.c.reason, n).group_by(some.c.reason).order_by(n.desc()).limit(8)
     return [(str(text), int(count)) for text, count in session.execute(query)]
+
+
+def said_of_cuts(session: Session, verdict_set: VerdictSet) -> str:
+    """How many of a set's readings were cut, in words; "" where none was."""
+    n_cut = int(verdict_set.protocol.get(N_CUT, 0))
+    if not n_cut:
+        return ""
+    root = root_of(session, verdict_set)
+    count = sa.select(sa.func.count()).where(col(Opinion.verdict_set_id) == root.id)
+    n = int(session.execute(count).scalar_one())
+    kinds = {seat.kind for seat in protocol_of(session, root).seats}
+    local = "to fit the judge's context"
+    remote = "off at the limit of tokens an answer may have"
+    where = remote if kinds == {"endpoint"} else local if "endpoint" not in kinds else f"{local}, or {remote}"
+    return f"{n_cut:,} of {n:,} readings ({n_cut / n:.0%}) were cut {where}." if n else ""
 
 
 @dataclass(frozen=True)

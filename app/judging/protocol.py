@@ -19,6 +19,7 @@ FIELDS = frozenset(
 )  # fmt: skip
 ASKED = frozenset({"endpoint", "checkpoint"})  # kinds that are asked a question: in two orders, by principle
 RULE_KEYS = ("format", "answer")
+N_CUT = "n_cut"  # beside them: how many readings did not fit the judge's context or its answer's tokens
 
 
 @dataclass(frozen=True)

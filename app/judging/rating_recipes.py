@@ -32,7 +32,8 @@ class RateRecipe(Recipe):
     )
     arm: int | None = points_to("arm", title="Arm", default=None)
     splits: list[Split] = Field([], title="Splits", description="None chosen means all of them.")
-    judge: int = points_to("judge", title="Judge", description="An endpoint or a local checkpoint.")
+    judge: int = points_to("judge", title="Judge", where={"kind": ["endpoint", "checkpoint"]},
+                           description="An endpoint or a local checkpoint.")  # fmt: skip
     constitution: int = points_to("constitution", title="Constitution", description="Its principles are the rubric.")
     with_reason: bool = Field(True, title="Ask for a reason")
     temperature: float = Field(0.0, ge=0, le=2, title="Temperature")

@@ -14,6 +14,9 @@ from app.judging.models import Judge
 from app.judging.protocol import ASKED
 from app.runs.recipe import Recipe, points_to
 
+ON_PANELS = ["endpoint", "checkpoint", "reward", "rule"]
+THAT_JUDGE = [*ON_PANELS, "panel"]  # labels that came with a file were given by nobody who could be asked again
+
 
 class JudgeRecipe(Recipe):
     """Every pair gets opinions from the judge, and from them a verdict.
@@ -30,7 +33,7 @@ class JudgeRecipe(Recipe):
     verb: ClassVar[str] = "Judge"
 
     pair_set: int = points_to("pair_set", title="Pairs")
-    judge: int = points_to("judge", title="Judge")
+    judge: int = points_to("judge", title="Judge", where={"kind": THAT_JUDGE})
     constitution: int | None = points_to("constitution", title="Constitution", default=None)
     is_both_orders: bool = Field(
         True, title="Both orders", description="Ask again with the sides swapped; a flip is a tie."
@@ -99,6 +102,9 @@ class JudgeRecipe(Recipe):
 
     def check(self, session: Session, project_id: int) -> None:
         judge = get(session, Judge, self.judge)
+        if judge.kind == "imported":
+            raise Invalid(f"“{judge.name}” came with its labels: it judges nothing. Choose another judge.",
+                          {"judge": ["came with its labels: it judges nothing"]})  # fmt: skip
         members = members_of(session, judge)
         if self.overall == "weighted":
             self._check_weighted(session, judge, members)
@@ -177,7 +183,11 @@ class NewJudgeRecipe(Recipe):
     )
 
     members: list[int] = points_to(
-        "judge", title="Members", default=[], description="Panel only: two or more judges of any kind."
+        "judge",
+        title="Members",
+        default=[],
+        where={"kind": ON_PANELS},
+        description="Panel only: two or more judges of any kind but panels and labels of a file.",
     )
     weights: list[str] = Field(
         [], max_length=50, title="Members’ weights",

@@ -23,6 +23,7 @@ from app.judging.pages import (
     panel_of,
     project_row,
     read_pair_shown,
+    said_of_cuts,
     unreadable_reasons,
     verdict_sets_of,
     verdict_sets_table,
@@ -93,6 +94,7 @@ def show_verdict_set(request: Request, member: Viewer, session: Db, set_id: int)
         weights=weights_of(session, row), too_many=too_many(row), is_weighted=row.protocol.get("overall") == "weighted",
         parent=get(session, VerdictSet, row.parent_id) if row.parent_id else None,
         agreements=agreements_of(session, row) if row.parent_id else [], opened=_opened(request),
+        cuts=said_of_cuts(session, row),
     )  # fmt: skip
 
 

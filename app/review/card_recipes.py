@@ -8,7 +8,7 @@ from sqlmodel import Session
 from app.db import get
 from app.errors import Invalid
 from app.judging.models import Judge, VerdictSet
-from app.judging.recipes import JudgeRecipe
+from app.judging.recipes import THAT_JUDGE, JudgeRecipe
 from app.pairs.models import PairSet
 from app.review.models import Queue
 from app.runs.recipe import Recipe, points_to
@@ -28,7 +28,7 @@ class CardRecipe(Recipe):
         {"judge", "pair_set", "constitution", "audit", "n", "n_own", "budget_usd", "name", "seed"}
     )
 
-    judge: int = points_to("judge", title="Judge")
+    judge: int = points_to("judge", title="Judge", where={"kind": THAT_JUDGE})
     pair_set: int = points_to("pair_set", title="Pairs", description="The probes are made of these.")
     constitution: int | None = points_to("constitution", title="Constitution", default=None)
     audit: int | None = points_to(

@@ -12,7 +12,8 @@ from app.constitutions.models import Constitution
 from app.db import Db, get
 from app.errors import NotFound
 from app.html import html
-from app.judging.models import Judge
+from app.judging.models import Judge, VerdictSet
+from app.judging.pages import said_of_cuts
 from app.judging.trying import forecast
 from app.pairs.models import PairSet
 from app.projects.access import Member, Viewer
@@ -101,6 +102,7 @@ def show_card(request: Request, member: Viewer, session: Db, card_id: int) -> Re
         pairs=get(session, PairSet, card.pair_set_id), run=get(session, Run, card.run_id) if card.run_id else None,
         constitution=get(session, Constitution, card.constitution_id) if card.constitution_id else None,
         kinds=PROBES, failed=lines_that(card, "failed"), undecided=lines_that(card, "undecided"),
+        cuts=said_of_cuts(session, get(session, VerdictSet, card.protocol["verdict_set"])) if card.n else "",
     )  # fmt: skip
 
 

@@ -87,7 +87,8 @@ def noun_of(field: Any) -> str:
 
 
 def points_to(noun: str, *, title: str, default: Any = ..., description: str = "", **more: Any) -> Any:
-    """A recipe's field that holds the id (or ids) of rows called `noun`. `more` may hold `where={column: value}`."""
+    """A recipe's field that holds the id (or ids) of rows called `noun`. `more` may hold `where={column: value}`, or a
+    list of values one of which it must have."""
     return Field(default, title=title, description=description, json_schema_extra={"noun": noun, **more})
 
 

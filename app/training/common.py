@@ -8,6 +8,7 @@ from sqlmodel import Session, col, select
 from app.config import settings
 from app.db import db_now
 from app.errors import Invalid
+from app.judging.recipes import THAT_JUDGE
 from app.runs.models import Worker
 from app.runs.recipe import Recipe, points_to
 from app.training.scorers import check_watcher
@@ -96,7 +97,7 @@ def watcher() -> Any:
 def watching_judge() -> Any:
     """The field of a judge in the place of such a reward model."""
     return points_to(
-        "judge", title="Held-out judge", default=None,
+        "judge", title="Held-out judge", default=None, where={"kind": THAT_JUDGE},
         description="Instead: scores the samples and trains nothing; an endpoint, a local checkpoint, a rule or a "
         "panel. Best of another family.",
     )  # fmt: skip

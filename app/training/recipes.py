@@ -243,7 +243,7 @@ class OnlineRecipe(ReferenceRecipe):
     is_paused_at_turn: bool = pauser()
     reward: int | None = None
     judge: int | None = points_to(
-        "judge", title="Judge", default=None,
+        "judge", title="Judge", default=None, where={"kind": ["endpoint", "checkpoint"]},
         description="Scores each completion from 1 to 10 by the constitution: an endpoint or a local checkpoint.",
     )  # fmt: skip
     constitution: int | None = points_to(

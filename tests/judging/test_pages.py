@@ -219,6 +219,19 @@ def test_rows_of_another_project_do_not_exist(client: TestClient, project: Proje
     assert client.get("/p/demo/forecast/judge", params={"judge": mine.id, "pair_set": theirs}).status_code == 422
 
 
+def test_labels_of_a_file_are_offered_as_no_judge(client: TestClient, project: Project, pairs: int):
+    with db.transaction() as session:
+        labels = Judge(project_id=project.id, name="house: imported labels", kind="imported")
+        session.add(labels)
+        session.flush()
+        key = labels.id
+    for kind in ("judge", "card", "new_judge", "rate", "ppo", "grpo"):
+        assert "house: imported labels" not in client.get(f"/p/demo/new/{kind}").text, kind
+    sent = client.post("/p/demo/new/judge", data={"judge": str(key), "pair_set": str(pairs)}, follow_redirects=False)
+    assert sent.status_code == 422
+    assert "it judges nothing" in sent.text
+
+
 def test_a_run_from_the_form_is_judged(client: TestClient, project: Project, pairs: int):
     rule = made(do(project.id, kind="new_judge", judge_kind="rule"), "judge")
     page = client.get(f"/p/demo/new/judge?judge={rule}&pair_set={pairs}").text

@@ -24,6 +24,7 @@ from app.constitutions.constitutions import PrincipleText, add_version
 from app.errors import Invalid
 from app.judging.material import read_guide, read_pairs, unjudged
 from app.judging.models import CallText, Opinion, Verdict
+from app.judging.pages import said_of_cuts
 from app.judging.prompt import render_local_prompt
 from app.judging.verdicts import sigmoid
 from app.projects.models import Project
@@ -101,6 +102,10 @@ def test_pairs_too_long_for_the_judge_stop_the_run(demo: Project, stories: Path)
     run = do(demo.id, kind="judge", pair_set=long, judge=made(added, "judge"))
     assert run.status == "failed"
     assert "6 of 6 readings were truncated" in error_of(run)
+    allowed = do(demo.id, kind="judge", pair_set=long, judge=made(added, "judge"), max_truncated=1, max_null=1)
+    with db.reading() as session:
+        said = said_of_cuts(session, set_of(allowed))
+    assert said == "6 of 6 readings (100%) were cut to fit the judge's context."
 
 
 def test_a_reward_model_judges_by_its_scores(demo: Project, shared_data: Path, stories: Path, tmp_path: Path):
