@@ -4,20 +4,17 @@
         calls.send([(key, chat_body(target, messages, max_tokens=64)), …])
         for key, answer in calls.arrived(): …
 
-or, where nothing must be stored before a call leaves, `for arrived in ask_all(target, asked, …)`.
+A run asks through the call ledger (worker/ledger.py), which stores each call before it leaves.
 """
 
 import asyncio
 import queue
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator
-from itertools import islice
-from typing import Any, Self, TypeVar
+from collections.abc import Hashable, Iterable
+from typing import Any, Self
 
 from app.checkpoints.chat import Body, ChatAnswer, Target, ask
-
-Key = TypeVar("Key", bound=Hashable)
 
 # Answers that come close together are handed over together. To wait for more leaves places empty, so it may take only
 # this share of what a call takes: at 32 in flight another one comes in 1/32 of that time on average.
@@ -116,22 +113,3 @@ class EndpointCalls:
         error = None if task.cancelled() else task.exception()
         if isinstance(error, Exception):
             self._arrived.put((None, error))
-
-
-def ask_all(
-    target: Target, asked: Iterable[tuple[Key, Body]], *, concurrency: int, max_tries: int = 5, timeout_s: float = 120,
-    check: Callable[[], None] = lambda: None,
-) -> Iterator[list[tuple[Key, ChatAnswer]]]:  # fmt: skip
-    """Lists of (key, answer) as they arrive. `asked` is read only as fast as calls leave; `check` may raise to stop."""
-    left = iter(asked)
-    with EndpointCalls(target, concurrency=concurrency, max_tries=max_tries, timeout_s=timeout_s) as calls:
-        while True:
-            check()
-            batch = list(islice(left, concurrency - calls.in_flight))
-            if batch:
-                calls.send(batch)
-            if not calls.in_flight:
-                return
-            arrived = calls.arrived()
-            if arrived:
-                yield arrived

@@ -14,8 +14,8 @@ from app.checkpoints.pace import Pace
 from app.db import reading
 from app.judging.asking import Asking
 from app.judging.prompt import Guide, PairText
+from tests.calls import ask_all
 from tests.chat_server import ChatServer, Fault
-from worker.endpoint import ask_all
 
 HELLO = [{"role": "user", "content": "hello"}]
 

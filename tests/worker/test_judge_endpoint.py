@@ -9,9 +9,10 @@ import pytest
 from app.checkpoints.chat import ChatAnswer, Target, chat_body, read_retry_after
 from app.errors import Invalid
 from app.net import check_origin
+from tests.calls import ask_all
 from tests.chat_server import GARBAGE, HALF_JSON, HANG, NO_CHOICES, RESET, ChatServer, Fault, redirect, wait
 from tests.servers import free_port
-from worker.endpoint import EndpointCalls, ask_all
+from worker.endpoint import EndpointCalls
 
 HELLO = [{"role": "user", "content": "hello"}]
 
