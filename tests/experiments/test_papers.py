@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 
 from app.accounts.logins import COOKIE, make_account, make_login
 from app.accounts.models import Account
-from app.checkpoints.models import Checkpoint
+from app.checkpoints.models import Arm, Checkpoint
 from app.db import get, reading, transaction
 from app.errors import Invalid
 from app.experiments.advance import advance_all
@@ -19,6 +19,7 @@ from app.experiments.board import experiment_as_json
 from app.experiments.files import read_experiment, read_shipped
 from app.experiments.models import Experiment
 from app.experiments.start import start_experiment
+from app.grading.models import Grading
 from app.main import create_app
 from app.projects.projects import make_project
 from app.report.report import read_report
@@ -96,6 +97,11 @@ def check_in_context(client: TestClient, found: dict[str, Any]) -> None:
         assert scores["in context"]["difference"]["n"] == scores["DPO"]["difference"]["n"] == 12
         assert scores["base"]["difference"] is None
     assert "arm-in-context" in client.get("/p/lab/report/1").text
+    with reading() as session:
+        (grading,) = session.exec(select(Grading))
+        arms = [get(session, Arm, key) for key in grading.arms]
+    assert [arm.method for arm in arms] == ["base", "dpo", "ppo", "in_context"]
+    assert len({str(arm.decoding) for arm in arms}) == 1  # sampled alike
 
 
 def check_rounds(client: TestClient, found: dict[str, Any]) -> None:
