@@ -1,6 +1,7 @@
 // Live curves by uPlot: every <figure class="curve" data-curve="URL"> asks its URL for
-//   {"series": [{"label": "DPO seed 1", "arm": "dpo", "step": [1, 2], "seconds": [0.4, 0.9], "value": [0.69, null]}],
+//   {"series": [{"label": "DPO seed 1", "arm": "dpo", "part": "train", "step": [1, 2], "seconds": [0.4, 0.9], "value": [0.69, null]}],
 //    "is_live": true, "y_label": "loss"}
+// (part: "train" is always solid, "dev" always dashed, in the figure and in its legend; where there is none, dashes tell series apart)
 // and again every 2 s while is_live and the tab is seen. Series may have different steps (runs overlaid). The raw curve stays
 // faint under the smoothed one. data-sync="name" shares the cursor with the page's other figures of that name. How curves are shown
 // (?smooth=0.9&log=1&over=seconds) holds for the whole page and stands in its address, so that a link shows the same.
@@ -13,6 +14,13 @@
   const token = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const colourOf = (arm) => (arm ? token(`--arm-${arm.replaceAll("_", "-")}`) || token("--arm-other") : token("--accent"));
   const DASHES = [[], [7, 4], [2, 3], [9, 3, 2, 3]]; // series of one colour are told apart by their dashes
+  const DEV_DASHES = DASHES.slice(1);
+
+  // How the nth series of a colour and part is drawn: runs laid over another of the same method are fainter.
+  function styleOf(part, nth) {
+    if (!part) return { dash: DASHES[nth % DASHES.length], alpha: 1 };
+    return { dash: part === "dev" ? DEV_DASHES[nth % DEV_DASHES.length] : [], alpha: Math.max(0.4, 1 - 0.3 * nth) };
+  }
 
   // Exponential mean without the bias of its start (as in Kingma & Ba 2015, sec. 3), skipping what was not measured.
   function smooth(values, weight) {
@@ -131,9 +139,9 @@
       const nth = {};
       for (const s of this.data.series) {
         const stroke = colourOf(s.arm);
-        nth[stroke] = (nth[stroke] ?? -1) + 1;
-        const dash = DASHES[nth[stroke] % DASHES.length];
-        const line = { label: s.label, stroke, dash, width: 1.75, spanGaps: true, points: { show: s.value.length < 12, size: 5, fill: stroke }, value: number };
+        const key = `${stroke} ${s.part ?? ""}`;
+        nth[key] = (nth[key] ?? -1) + 1;
+        const line = { label: s.label, stroke, ...styleOf(s.part, nth[key]), width: 1.75, spanGaps: true, points: { show: s.value.length < 12, size: 5, fill: stroke }, value: number };
         if (this.state.weight) series.push({ ...line, label: `${s.label} (raw)`, class: "raw", dash: [], width: 1, alpha: 0.35, points: { show: false } }, line);
         else series.push(line);
       }
@@ -141,6 +149,7 @@
         width: this.canvas.clientWidth, height: HEIGHT, series,
         axes: [{ ...axis, size: 32 }, { ...axis, size: 58 }],
         scales: { x: { time: false }, y: { distr: this.state.isLog ? 3 : 1 } },
+        legend: { markers: { width: 2, dash: (u, i) => (u.series[i].dash?.length ? "dashed" : "solid") } },
         cursor: this.figure.dataset.sync ? { sync: { key: this.figure.dataset.sync } } : {},
       };
       this.plot = new uPlot(options, this.table(), this.canvas);

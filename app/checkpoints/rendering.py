@@ -6,6 +6,7 @@ by the tokenizer itself; a checkpoint without a template, or one whose template 
 
 import datetime
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from app.checkpoints.models import Checkpoint
 from app.config import settings
 
+Render = Callable[[list[dict[str, str]], bool], str]
 LONGEST = 200_000  # characters of a template or a configuration that is read
 
 
@@ -24,13 +26,17 @@ class NoTemplate(Exception):
 
 def render_chat(checkpoint: Checkpoint, messages: list[dict[str, str]]) -> str:
     """The text that the checkpoint's template makes of messages; raises NoTemplate."""
-    folder = settings().data_path / checkpoint.path
+    return load_chat(settings().data_path / checkpoint.path, checkpoint.name)(messages, True)
+
+
+def load_chat(folder: Path, name: str) -> Render:
+    """What renders messages, with or without the opening of an answer; it raises NoTemplate, and so does this."""
     config = _read(folder / "tokenizer_config.json")
     known: dict[str, Any] = json.loads(config) if config else {}
     source = _read(folder / "chat_template.jinja") or known.get("chat_template")
     if not isinstance(source, str) or not source:
-        raise NoTemplate(f"{checkpoint.name} has no chat template")
-    tokens = {name: _token(known.get(name)) for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
+        raise NoTemplate(f"{name} has no chat template")
+    tokens = read_tokens(folder)
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
@@ -39,11 +45,23 @@ def render_chat(checkpoint: Checkpoint, messages: list[dict[str, str]]) -> str:
     environment.globals["raise_exception"] = _refuse
     try:
         template = environment.from_string(source)
-        return template.render(messages=messages, add_generation_prompt=True, tools=None, **tokens)
-    except (TemplateError, TypeError, ValueError, OverflowError) as error:
-        raise NoTemplate(
-            f"the chat template of {checkpoint.name} refuses these messages: {str(error)[:200]}"
-        ) from error
+    except TemplateError as error:
+        raise NoTemplate(f"the chat template of {name} cannot be read: {str(error)[:200]}") from error
+
+    def render(messages: list[dict[str, str]], is_asked: bool) -> str:
+        try:
+            return template.render(messages=messages, add_generation_prompt=is_asked, tools=None, **tokens)
+        except (TemplateError, TypeError, ValueError, OverflowError) as error:
+            raise NoTemplate(f"the chat template of {name} refuses these messages: {str(error)[:200]}") from error
+
+    return render
+
+
+def read_tokens(folder: Path) -> dict[str, str]:
+    """The special tokens that a tokenizer's configuration names, as text."""
+    config = _read(folder / "tokenizer_config.json")
+    known: dict[str, Any] = json.loads(config) if config else {}
+    return {name: _token(known.get(name)) for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
 
 
 def _refuse(message: str) -> Any:

@@ -1,7 +1,8 @@
 """What the report's numbers do not say, found from the rows rather than remembered by somebody."""
 
-from sqlmodel import Session
+from sqlmodel import Session, col, select
 
+from app.checkpoints.models import Checkpoint
 from app.db import get
 from app.judging.models import Judge, VerdictSet
 from app.report.arms import Material, ReportArm
@@ -9,6 +10,7 @@ from app.report.people import AuditLine, GradingLine
 from app.report.results import BenchmarkResults
 from app.report.signals import rewarding_judges, training_judges, training_snapshots
 from app.review.cards import deciding_card, lines_that
+from app.runs.models import Run
 
 LOST = {"failed": "failed", "cancelled": "were cancelled", "paused": "are paused", "skipped": "were skipped"}
 
@@ -24,6 +26,7 @@ def find_limits(
         *_seeds(material, arms),
         *_judges(session, material),
         *_cards(session, material),
+        *_left_out(session, arms),
         *_items(results),
         "Intervals are over prompts: they say how far other prompts of this kind would move a number, not other kinds.",
     ]
@@ -123,6 +126,43 @@ def _cards(session: Session, material: Material) -> list[str]:
             broken = "; ".join(lines_that(card, "failed"))
             said.append(f"“{judge.name}” failed its Judge Card ({broken}) and its labels were trained on; {why}.")
     return list(dict.fromkeys(said))
+
+
+def _left_out(session: Session, arms: list[ReportArm]) -> list[str]:
+    """Trainings that read fewer preferences than were frozen, since some were too long for them."""
+    runs: dict[int, Run] = {}
+    users: dict[int, list[str]] = {}
+    for arm in arms:
+        for one in arm.budget.spent if arm.budget else ():
+            if "row_limit" in one.run.cost:
+                runs[one.run.id] = one.run
+                users.setdefault(one.run.id, []).append(arm.name)
+    said = []
+    for key, run in sorted(runs.items()):
+        lost, dev = int(run.cost["left_out_rows"]), int(run.cost["left_out_dev_rows"])
+        if lost or dev:
+            what = f"the {run.kind.replace('_', ' ')} training of {', '.join(dict.fromkeys(users[key]))} (run {key})"
+            said.append(
+                f"{lost:,} train and {dev:,} dev rows were left out of {what}: they are longer than "
+                f"{int(run.cost['row_limit']):,} tokens."
+            )
+    if said and len(_kept_rows(session, runs)) > 1:
+        said.append(
+            "Trainings on the same frozen preferences left out different rows of them: the labels of these arms "
+            "differ, and a difference between them is also one of rows."
+        )
+    return said
+
+
+def _kept_rows(session: Session, runs: dict[int, Run]) -> set[str]:
+    """The sets of rows that were trained on, of the frozen file that was trained on in most different ways."""
+    found: dict[int, set[str]] = {}
+    query = select(Checkpoint.run_id, Checkpoint.facts).where(col(Checkpoint.run_id).in_(runs))
+    for key, facts in session.exec(query):
+        snapshot = runs[key].recipe.get("snapshot") if key is not None else None
+        if snapshot is not None and "rows" in facts:
+            found.setdefault(snapshot, set()).add(facts["rows"]["sha256"])
+    return max(found.values(), key=len, default=set())
 
 
 def _items(results: list[BenchmarkResults]) -> list[str]:

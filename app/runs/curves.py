@@ -19,7 +19,8 @@ def list_figures(session: Session, run_id: int) -> list[str]:
 
 
 def read_curves(session: Session, runs: Iterable[Run], figure: str, *, points: int = 500) -> list[dict[str, Any]]:
-    """The series of one figure: label, arm, step, seconds since the run's first point, value (None: not finite).
+    """The series of one figure, training before dev: label, arm, part (train or dev), step, seconds since the first
+    point of the run, value (None: not finite).
 
     Every k-th point of each curve is kept, so that at most about `points` remain, and always the last.
     """
@@ -38,14 +39,22 @@ def read_curves(session: Session, runs: Iterable[Run], figure: str, *, points: i
     kept = sa.select(ranked).where(sa.or_((ranked.c.place - 1) % every == 0, ranked.c.place == ranked.c.n))
     curves: dict[tuple[int, str], dict[str, Any]] = {}
     for run_id, name, step, value, at, _, _ in session.execute(
-        kept.order_by(ranked.c.run_id, ranked.c.name.desc(), ranked.c.step)
+        kept.order_by(ranked.c.run_id, ranked.c.name != figure, ranked.c.step)
     ):
         run = known[run_id]
         who = f"{run.title} (run {run.id})" if len(known) > 1 else ""
         part = "dev" if name.startswith(DEV) else "train"
         curve = curves.setdefault(
             (run_id, name),
-            {"label": f"{who} {part}".strip(), "arm": run.kind, "step": [], "seconds": [], "value": [], "start": at},
+            {
+                "label": f"{who} {part}".strip(),
+                "arm": run.kind,
+                "part": part,
+                "step": [],
+                "seconds": [],
+                "value": [],
+                "start": at,
+            },
         )
         curve["step"].append(step)
         curve["seconds"].append(max(0.0, (at - curve["start"]).total_seconds()))

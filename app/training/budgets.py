@@ -31,6 +31,7 @@ class Spent:
     amounts: Mapping[str, float]
     shared_with: int = 0  # other arms that grew from it too
     labels: Mapping[int, int] = field(default_factory=dict)  # verdict set → preferences of it that the run could read
+    frozen: Mapping[int, int] = field(default_factory=dict)  # the same with those that were too long for it
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,16 @@ class Budget:
     def labels(self) -> int:
         """Preferences that could be trained on, each counted once."""
         return count_labels(one.labels for one in self.spent)
+
+    @property
+    def frozen(self) -> int:
+        """The same with those that were left out as too long."""
+        return count_labels(one.frozen for one in self.spent)
+
+    @property
+    def has_left_out(self) -> bool:
+        """Whether some were too long for a run behind it."""
+        return self.frozen > self.labels
 
     @property
     def total(self) -> dict[str, float]:
@@ -87,7 +98,7 @@ def count_labels(labels: Iterable[Mapping[int, int]]) -> int:
 def cost_of(session: Session, runs: Iterable[Run]) -> dict[str, float]:
     """What these very runs have cost together, without what they grew from; labels counted once."""
     rows = {run.id: run for run in runs}
-    labels = _labels(session, set(rows))
+    labels = fitting(_labels(session, set(rows)), rows)
     return {**add_up(map(amounts_of, rows.values())), "labels": count_labels(labels.values())}
 
 
@@ -163,13 +174,15 @@ def read_budgets(session: Session, runs: Iterable[int], others: Iterable[int] = 
     behind = {one: lineages[one] for one in asked}
     ids = {one for many in behind.values() for one in many}
     rows = {run.id: run for run in session.exec(select(Run).where(col(Run.id).in_(ids)))}
-    labels = _labels(session, ids)
+    frozen = _labels(session, ids)
+    labels = fitting(frozen, rows)
     budgets = {}
     for start, many in behind.items():
         before = sorted(many - {start})
         spent = [
             Spent(rows[one], amounts_of(rows[one]),
-                  sum(one in many for key, many in lineages.items() if key != start), labels.get(one, {}))
+                  sum(one in many for key, many in lineages.items() if key != start), labels.get(one, {}),
+                  frozen.get(one, {}))
             for one in [*before, start]
             if one in rows
         ]  # fmt: skip
@@ -189,6 +202,15 @@ def _labels(session: Session, runs: set[int]) -> dict[int, dict[int, int]]:
     for run, verdict_set, n in session.execute(query):
         found.setdefault(run, {})[verdict_set] = n
     return found
+
+
+def fitting(frozen: Mapping[int, Mapping[int, int]], runs: Mapping[int, Run]) -> dict[int, dict[int, int]]:
+    """The same without the preferences that were too long for a run (worker/fitting.py counts them)."""
+    return {
+        key: {one: max(0, n - int(runs[key].cost.get("left_out_rows", 0))) for one, n in many.items()}
+        for key, many in frozen.items()
+        if key in runs
+    }
 
 
 def compare_labels(labels: Mapping[str, int]) -> str:

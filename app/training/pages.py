@@ -35,6 +35,7 @@ from app.training.recipes import (
     SimpoRecipe,
 )
 from app.training.scorers import describe_watcher
+from app.training.stale import count_changed_labels, stale_rows
 
 METHODS: dict[str, type[TrainingRecipe]] = {
     "sft": SftRecipe, "reward": RewardRecipe, "dpo": DpoRecipe, "simpo": SimpoRecipe, "kto": KtoRecipe,
@@ -167,17 +168,22 @@ def facts_made(session: Session, run: Run) -> dict[str, Any]:
 
 def read_config(session: Session, checkpoint: Checkpoint) -> Mapping[str, Any] | None:
     """The model's configuration where its files are on this machine; an adapter's is its base's."""
+    folder = root_folder(session, checkpoint)
+    try:
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8")) if folder else None
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and "hidden_size" in found else None
+
+
+def root_folder(session: Session, checkpoint: Checkpoint) -> Path | None:
+    """Where the full weights' files and the tokenizer are, if on this machine at all: an adapter's are its base's."""
     row: Checkpoint | None = checkpoint
     while row is not None and row.weights == "adapter" and row.base_id is not None:
         row = session.get(Checkpoint, row.base_id)
     if row is None:
         return None
-    path = (settings().data_path / row.path if row.path else Path(row.source)) / "config.json"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) and "hidden_size" in found else None
+    return settings().data_path / row.path if row.path else Path(row.source)
 
 
 def read_warnings(session: Session, member: Member, values: Mapping[str, Any]) -> list[str]:
@@ -194,6 +200,7 @@ def read_warnings(session: Session, member: Member, values: Mapping[str, Any]) -
     if snapshot is not None:
         prompts = get(session, PromptSet, get(session, PairSet, snapshot.pair_set_id).prompt_set_id)
     said = list(warnings_of(prompts)) if prompts is not None else []
+    said += _stale(session, snapshot, {name: row_of(Checkpoint, name) for name in ("reward", "start", "reference")})
     judge = row_of(Judge, "judge")
     constitution = row_of(Constitution, "constitution")
     failed = failed_card(session, judge.id, constitution.id) if judge and constitution else None
@@ -203,6 +210,30 @@ def read_warnings(session: Session, member: Member, values: Mapping[str, Any]) -
             f"“{judge.name}” failed its Judge Card {failed.id} ({broken}): its scores train only with a reason, to be "
             "typed among the other settings."
         )
+    return said
+
+
+def _stale(session: Session, snapshot: Snapshot | None, checkpoints: Mapping[str, Checkpoint | None]) -> list[str]:
+    """What was frozen from, or trained on, labels that people have changed since."""
+    n = count_changed_labels(session, snapshot) if snapshot is not None else 0
+    said = []
+    if snapshot is not None and n:
+        said.append(
+            f"{n:,} label{'s' if n > 1 else ''} of “{snapshot.name}” changed after it was frozen: this trains on the "
+            "old ones. Freeze the labels again first, on the snapshot’s page."
+        )
+    chosen = {
+        row.id: (name, row) for name, row in reversed(list(checkpoints.items())) if row is not None and row.run_id
+    }
+    if chosen:
+        stale = stale_rows(session, next(iter(chosen.values()))[1].project_id)["checkpoint"]
+        for key, (name, row) in chosen.items():
+            if key in stale:
+                what = {"reward": "reward model", "start": "start", "reference": "reference"}[name]
+                said.append(
+                    f"The {what} “{row.name}” grew from labels of which {stale[key]:,} changed since: train it again "
+                    "first, or this run follows the old ones."
+                )
     return said
 
 

@@ -20,6 +20,7 @@ from app.tables import FORMATS, Format, respond
 from app.training.before import read_duration, read_forecast
 from app.training.diff import comparable
 from app.training.judge_calls import say_judge_calls
+from app.training.lengths import say_fit
 from app.training.models import Snapshot
 from app.training.pages import (
     METHODS,
@@ -163,6 +164,7 @@ def _per_kind(kind: str) -> None:
         forecast = read_forecast(session, member, kind, values)
         duration = read_duration(session, member, kind, values)
         warnings = [*read_warnings(session, member, values), *say_judge_calls(METHODS[kind], values)]
+        warnings += say_fit(session, member, kind, values)
         return html(
             request, "training/_forecast.html", forecast=forecast, duration=duration, warnings=warnings
         )  # fmt: skip

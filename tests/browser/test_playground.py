@@ -77,11 +77,23 @@ def test_how_curves_are_shown_stands_in_the_address(page: Page) -> None:
         run = launch(session, ImportPromptsRecipe(shipped="demo"), project_id=1)
         run.status, run.ended_at = "done", now()
         session.add_all(Metric(run_id=run.id, name=name, step=step, value=2 + (step % 7) / (step + 1))
-                        for step in range(60) for name in ("loss", "kl"))  # fmt: skip
+                        for step in range(60) for name in ("loss", "accuracy"))  # fmt: skip
+        session.add_all(Metric(run_id=run.id, name=f"dev_{name}", step=20, value=2.0) for name in ("loss", "accuracy"))
         other = Run(**run.model_dump(exclude={"id"}))
         session.add(other)
         session.flush()
         key, beside = run.id, other.id
+    page.goto(f"/p/demo/runs/{key}")
+    settle(page)
+    # Train solid and dev dashed, in figures whose names sort either way round (accuracy, loss) and in their legends.
+    for name in ("accuracy", "loss"):
+        figure = page.locator("figure.curve").filter(has=page.get_by_text(name, exact=True))
+        drawn = figure.evaluate("one => one.curve.plot.series.slice(1).map(s => [s.label, (s.dash ?? []).length > 0])")
+        assert drawn == [["train", False], ["dev", True]]
+        swatches = figure.locator(".u-marker").evaluate_all(
+            "all => all.map(one => getComputedStyle(one).borderTopStyle)"
+        )
+        assert swatches[-2:] == ["solid", "dashed"]
     page.goto(f"/p/demo/runs/{key}?smooth=0.9&over=seconds")
     settle(page)
     smooth = page.get_by_label("Smooth")

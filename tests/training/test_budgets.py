@@ -171,3 +171,17 @@ def test_what_only_watches_or_is_compared_with_is_not_counted(study: dict[str, i
         found = read_budgets(session, [watched])[watched]
     assert {one.run.id for one in found.spent} == {study["base"], study["pairs"], judged, frozen, watched}
     assert (found.labels, found.total["judge_calls"], found.total["trained_tokens"]) == (50, 10, 1000)
+
+
+def test_labels_that_were_too_long_are_counted_with_no_arm(study: dict[str, int]) -> None:
+    """The reward model reads 70 of the 90 that were frozen; DPO, beside it, all of them."""
+    with transaction() as session:
+        reward = session.get_one(Run, study["reward"])
+        reward.cost = {**reward.cost, "labels": 70, "row_limit": 512, "left_out_rows": 20, "left_out_dev_rows": 2}
+    with reading() as session:
+        found = read_budgets(session, [study["ppo"], study["dpo"]])
+        ppo, dpo = found[study["ppo"]], found[study["dpo"]]
+        assert cost_of(session, [session.get_one(Run, study["reward"])])["labels"] == 70
+    assert (ppo.labels, ppo.frozen, ppo.has_left_out, ppo.total["labels"]) == (70, 90, True, 70)
+    assert (dpo.labels, dpo.frozen, dpo.has_left_out) == (90, 90, False)
+    assert compare_labels({"PPO": ppo.labels, "DPO": dpo.labels}).startswith("Labels are not equal: PPO 70, DPO 90.")

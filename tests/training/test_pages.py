@@ -57,6 +57,11 @@ def test_from_an_override_to_training_again(client: TestClient, project: Project
     mark = client.get(f"/p/demo/train/checkpoints/{trained.id}/stale").text
     assert "1 label changed since" in " ".join(mark.split()) and "Train again" in mark
     assert f"train/checkpoints/{trained.id}/stale" in client.get(f"/p/demo/checkpoints/{trained.id}").text
+    form = client.get("/p/demo/forecast/dpo", params={"snapshot": snapshot.id}).text
+    assert f"1 label of “{snapshot.name}” changed after it was frozen: this trains on the old ones" in form
+    form = client.get("/p/demo/forecast/ppo", params={"reward": trained.id, "start": trained.parent_id}).text
+    assert f"The reward model “{trained.name}” grew from labels of which 1 changed since" in form
+    assert "The start" not in form
     assert "changed" not in client.get(f"/p/demo/train/checkpoints/{trained.parent_id}/stale").text
     again = client.post(f"/p/demo/train/runs/{run.id}/again")
     assert again.status_code == 200 and "waits for" in again.text

@@ -9,26 +9,31 @@ import pytest
 import torch
 from sqlmodel import select
 
+from app.accounts.models import Account
 from app.checkpoints.models import Checkpoint
 from app.config import settings
 from app.db import reading, transaction
+from app.projects.access import Member
 from app.projects.models import Project
 from app.runs.models import LogLine, Metric, Run
+from app.training.lengths import make_count, say_fit
 from app.training.models import Snapshot
 from app.training.recipes import DpoRecipe, KtoRecipe, RewardRecipe, SftRecipe, SimpoRecipe
 from tests.worker.test_training_runs import ground, made, run, tiny_project  # noqa: F401
 from tests.worker.tiny import IDS, Silent, preferences, write_tiny
+from worker.checkpoints import weights_of
 from worker.dpo import fit_dpo, make_trainer
 from worker.fitting import count_parts, count_whole, keep_fitting
 from worker.kto import fit_kto
 from worker.loading import Weights, load_tokenizer
-from worker.preferences import Preferences, Row
+from worker.preferences import Preferences, Row, read_preferences
 from worker.reference_cache import MemoryCache, say_reads
 from worker.reward import fit_reward
 from worker.saving import sha256_of
 from worker.sft import fit_sft
 
 ASKED = {"lr": 1e-3, "batch_size": 8, "max_steps": 1, "max_length": 1024, "save_every": 50, "eval_every": 50}
+SIDES = ("chosen", "rejected")
 N_LONG, N_DEV_LONG = 5, 3  # of 24 and 8
 
 
@@ -96,6 +101,40 @@ def test_every_method_leaves_out_the_same_rows_and_counts_what_it_reads(
     freeze(ground["snapshot"], with_long(preferences(), "chosen"))
     done = run(tiny_project, SftRecipe(**given))
     assert made(done).facts["rows"]["train"] == done.cost["labels"] == 19
+
+
+def test_the_form_counts_as_the_worker_does(tiny_project: Project, ground: dict[str, int]) -> None:  # noqa: F811
+    """Before the start, by the tokenizer's file and the template alone: what the run then says."""
+    freeze(ground["snapshot"], with_long(preferences()))
+    member = Member(Account(name="r", password_hash=""), tiny_project, "owner")
+    values = {"start": ground["base"], "snapshot": ground["snapshot"], "max_length": "1024"}
+    with reading() as session:
+        start = weights_of(session, ground["base"])
+        found = read_preferences(settings().data_path / session.get_one(Snapshot, ground["snapshot"]).path)
+        said = say_fit(session, member, "dpo", values)
+        assert say_fit(session, member, "sft", values) == said[:1]
+        assert say_fit(session, member, "sft", {**values, "max_length": "9"})[0].startswith(
+            "None of the 24 preferences"
+        )
+        assert "when the run starts" in say_fit(session, member, "sft", {**values, "template": "sawyer"})[0]
+        for missing in ("start", "snapshot"):
+            assert say_fit(session, member, "dpo", {**values, missing: ""}) == []
+    theirs, ours = count_whole(load_tokenizer(start)), make_count(start.folder)
+    for row in [*found.train, *found.dev]:
+        assert [ours(row["prompt"], row[side]) for side in SIDES] == [theirs(row, side) for side in SIDES]
+    longest = max(theirs(row, side) for row in [*found.train, *found.dev] for side in SIDES)
+    assert said == [
+        "The start reads 128 tokens at most: that is the longest text, not 1,024.",
+        f"19 of 24 preferences fit 128 tokens; 5 left out; of 8 dev rows 3 left out (the longest needs {longest:,}).",
+    ]
+    plain = settings().folder("checkpoints", "plain")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(start.folder / name, plain)
+    shutil.copy(start.folder / "config.json", plain)
+    config = json.loads((plain / "tokenizer_config.json").read_text())
+    (plain / "tokenizer_config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "chat_template"}))
+    theirs, ours = count_whole(load_tokenizer(Weights(str(plain)))), make_count(plain)
+    assert [ours(row["prompt"], row["chosen"]) for row in found.dev] == [theirs(row, "chosen") for row in found.dev]
 
 
 def test_nothing_that_fits_is_an_error_that_says_so(tiny_project: Project, ground: dict[str, int]) -> None:  # noqa: F811
