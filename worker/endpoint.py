@@ -18,7 +18,7 @@ from app.checkpoints.chat import Body, ChatAnswer, Target, ask
 
 # Answers that come close together are handed over together. To wait for more leaves places empty, so it may take only
 # this share of what a call takes: at 32 in flight another one comes in 1/32 of that time on average.
-LINGER_SHARE, LONGEST_LINGER_S = 0.04, 0.25
+LINGER_SHARE, LONGEST_LINGER_S = 0.05, 0.25
 
 
 class EndpointCalls:
