@@ -41,7 +41,7 @@ class Rejects:
     """The bad rows of a first pass."""
 
     def __init__(self, job: Job) -> None:
-        self.job, self.n, self.rows = job, 0, [BadRow(0, "")][:0]
+        self.job, self.n, self.n_read, self.rows = job, 0, 0, [BadRow(0, "")][:0]
 
     def add(self, line: int, reason: str) -> None:
         """Notes a bad row."""
@@ -55,13 +55,13 @@ class Rejects:
             session.execute(sa.delete(RejectedRow).where(col(RejectedRow.run_id) == self.job.run_id))
             session.add_all(RejectedRow(run_id=self.job.run_id, line=one.line, reason=one.reason) for one in self.rows)
         if self.n:
-            self.job.progress(n_good, n_good + self.n, "rows that can be used")
+            self.job.progress(self.n_read - self.n if n_good else 0, self.n_read, "rows that can be used")
         first = "; ".join(f"line {one.line}: {one.reason}" for one in self.rows[:3])
         if not n_good:
             raise Invalid(f"No row can be used. {first or 'The file is empty: choose another one.'}")
         if self.n and not may_reject:
             raise Invalid(
-                f"{self.n:,} of {self.n + n_good:,} rows cannot be used, so nothing was imported. {first}. Mend them, "
+                f"{self.n:,} of {self.n_read:,} rows cannot be used, so nothing was imported. {first}. Mend them, "
                 "or tick “Import the good rows although some are bad”."
             )
 
@@ -98,6 +98,7 @@ def _validate_prompts(job: Job, recipe: ImportPromptsRecipe, spool: Path) -> Non
 def _read_prompts(job: Job, recipe: ImportPromptsRecipe, rows: Rows, writer: "PromptSpool", rejects: Rejects) -> None:
     n_long = 0
     for number, row in enumerate(rows, 1):
+        rejects.n_read = number
         if number % 2_000 == 0:
             job.progress(number, 0, f"reading: {number:,} rows")
         if isinstance(row, BadRow):

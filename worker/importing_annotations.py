@@ -145,6 +145,7 @@ def _validate(job: Job, recipe: ImportAnnotationsRecipe, items: Path, labels: Pa
         rejects = Rejects(job)
         n_rows = 0
         for number, one in enumerate(read_annotations(recipe), 1):
+            rejects.n_read = number
             if number % 2_000 == 0:
                 job.progress(number, 0, f"reading: {number:,} rows")
             if isinstance(one, BadRow):

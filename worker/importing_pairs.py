@@ -21,7 +21,7 @@ from app.checkpoints.naming import store_named
 from app.db import get, insert_plain, now
 from app.errors import Invalid
 from app.judging.models import Judge, Opinion, Verdict, VerdictSet
-from app.pairs.fields import PairDraft, read_pairs
+from app.pairs.fields import PairDraft, longest_text, read_pairs
 from app.pairs.models import Completion, Pair, PairSet
 from app.prompts.fields import BadField
 from app.prompts.files import BadRow
@@ -152,6 +152,7 @@ def _read_pairs(job: Job, recipe: ImportPairsRecipe, writer: PromptSpool, spool:
     n_long = 0
     found = fetch_hub(job, recipe)
     for number, row in enumerate(open_rows(found.path, found.format), 1):
+        rejects.n_read = number
         if number % 2_000 == 0:
             job.progress(number, 0, f"reading: {number:,} rows")
         if isinstance(row, BadRow):
@@ -160,7 +161,7 @@ def _read_pairs(job: Job, recipe: ImportPairsRecipe, writer: PromptSpool, spool:
         line, value = row
         try:
             drafts = read_pairs(value, recipe)
-            if recipe.max_chars and _longest(drafts) > recipe.max_chars:
+            if recipe.max_chars and longest_text(drafts) > recipe.max_chars:
                 n_long += 1
                 continue
             for draft in drafts:
@@ -175,10 +176,6 @@ def _read_pairs(job: Job, recipe: ImportPairsRecipe, writer: PromptSpool, spool:
         raise Invalid(f"All {n_long:,} rows hold texts longer than {recipe.max_chars} characters: allow longer ones.")
     if spool.n_merged:
         job.log(f"merged {spool.n_merged:,} exact duplicates of pairs")
-
-
-def _longest(drafts: list[PairDraft]) -> int:
-    return max(max(one.prompt.n_chars, len(one.first), len(one.second)) for one in drafts)
 
 
 def _ids(session: Session, query: Any) -> "array[int]":

@@ -16,7 +16,7 @@ from app.annotations.layouts import LOOKED_AT, fill, preset_of, read_annotations
 from app.annotations.recipes import ImportAnnotationsRecipe
 from app.db import clean_text
 from app.errors import Invalid
-from app.pairs.fields import PairDraft, guess_layout, read_pairs
+from app.pairs.fields import PairDraft, guess_layout, longest_text, read_pairs
 from app.prompts.fields import ADDED, GUESSES, BadField, Draft, read_prompt
 from app.prompts.files import BadRow, typical_row
 from app.prompts.recipes import ImportPairsRecipe, ImportPromptsRecipe
@@ -44,6 +44,7 @@ class Look:
     good: list[Good] = field(default_factory=list)  # the first few, as they would be stored
     n_good: int = 0
     n_bad: int = 0
+    n_long: int = 0  # left out since a text is longer than the recipe allows
     bad: list[BadRow] = field(default_factory=list)
     error: str = ""  # why nothing can be read
     errors: dict[str, list[str]] = field(default_factory=dict)
@@ -80,8 +81,10 @@ def look(target: str, given: Mapping[str, Any]) -> Look:
     return found
 
 
-def _count(found: Look, one: Good | BadRow) -> None:
-    if isinstance(one, BadRow):
+def _count(found: Look, one: Good | BadRow | None) -> None:
+    if one is None:
+        found.n_long += 1
+    elif isinstance(one, BadRow):
         found.n_bad += 1
         found.bad += [BadRow(one.line, clean_text(one.reason))] if len(found.bad) < KEPT else []
     else:
@@ -89,8 +92,8 @@ def _count(found: Look, one: Good | BadRow) -> None:
         found.good += [one] if len(found.good) < SHOWN else []
 
 
-def drafts(recipe: Recipe) -> Iterator[Good | BadRow]:
-    """One entry a row: what it would become (of several pairs the first), or why it is refused."""
+def drafts(recipe: Recipe) -> Iterator[Good | BadRow | None]:
+    """One entry a row: what it would become (of several pairs the first), why it is refused, None where too long."""
     if isinstance(recipe, ImportAnnotationsRecipe):
         yield from (one if isinstance(one, BadRow) else one[1] for one in read_annotations(recipe))
         return
@@ -101,9 +104,11 @@ def drafts(recipe: Recipe) -> Iterator[Good | BadRow]:
             continue
         try:
             if isinstance(recipe, ImportPairsRecipe):
-                yield read_pairs(one[1], recipe)[0]
+                pairs = read_pairs(one[1], recipe)
+                yield None if recipe.max_chars and longest_text(pairs) > recipe.max_chars else pairs[0]
             else:
-                yield read_prompt(one[1], recipe)
+                prompt = read_prompt(one[1], recipe)
+                yield None if recipe.max_chars and prompt.n_chars > recipe.max_chars else prompt
         except BadField as error:
             yield BadRow(one[0], str(error))
 

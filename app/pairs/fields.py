@@ -4,7 +4,7 @@ A layout is one function here or in layouts.py: a row and the recipe in, (prompt
 them where a row holds more than two completions. The label is "a" where the first is preferred, "b", or "tie".
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +64,11 @@ def read_pairs(row: Any, recipe: ImportPairsRecipe) -> list[PairDraft]:
     return drafts
 
 
+def longest_text(drafts: Sequence[PairDraft]) -> int:
+    """Characters of a row's longest text: its prompt, or a completion."""
+    return max(max(one.prompt.n_chars, len(one.first), len(one.second)) for one in drafts)
+
+
 def guess_layout(row: Mapping[str, Any], recipe: ImportPairsRecipe | None = None) -> str:
     """By the fields a row has; raises BadField."""
     if recipe is not None and recipe.chosen_field:
@@ -81,6 +86,8 @@ def guess_layout(row: Mapping[str, Any], recipe: ImportPairsRecipe | None = None
         return "votes"
     if {"response1", "response2", "annotator1"} <= set(row):
         return "pandalm"
+    if {"model_a", "model_b"} <= set(row):
+        raise BadField("it is a vote on two models without their texts: import the file as annotations")
     raise BadField(f"its fields ({', '.join(map(str, row))[:200]}) are none of the known layouts: {KNOWN}")
 
 
@@ -155,7 +162,7 @@ def as_prompt(given: Any) -> Messages:
     if isinstance(given, str):
         text = clean(given, "prompt")
         return split_dialogue(text) if text.startswith("\n\nHuman:") else [{"role": "user", "content": text}]
-    return _list(given)
+    return _list(given, "prompt")
 
 
 def _as_turns(row: Mapping[str, Any], name: str) -> Messages:
@@ -164,13 +171,13 @@ def _as_turns(row: Mapping[str, Any], name: str) -> Messages:
         raise BadField(f"it has no “{name}”: fill it, or leave the row out")
     if isinstance(value, str):
         return [{"role": "assistant", "content": clean(value, name)}]
-    return _list([value] if isinstance(value, dict) else value)
+    return _list([value] if isinstance(value, dict) else value, name)
 
 
-def _list(value: Any) -> Messages:
+def _list(value: Any, name: str) -> Messages:
     if not isinstance(value, list) or not value:
-        raise BadField("prompt, chosen and rejected must be texts or lists of messages")
-    return read_messages(value, "messages")
+        raise BadField(f"its “{name}” must be text or a list of messages")
+    return read_messages(value, name)
 
 
 READERS: dict[str, Callable[[Mapping[str, Any], ImportPairsRecipe], list[Found]]] = {

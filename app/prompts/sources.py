@@ -66,7 +66,8 @@ def list_arrow(folder: Path) -> list[Path]:
         if not state.is_file():
             message = (
                 f"{folder.name} is no regular file, and no folder that the library datasets saved: it has no "
-                f"{state.name}. Give a file, or such a folder."
+                f"{state.name}. Give one of its files, or such a folder. A folder of people's labels, such as "
+                "MT-Bench's or LLMBar's, is imported as annotations."
             )
             raise Invalid(message, {"path": [message]})
         listed = [file.get("filename") if isinstance(file, dict) else "" for file in _read_list(state, "_data_files")]

@@ -146,6 +146,21 @@ def test_a_file_is_looked_at_then_imported_as_what_one_chooses(client: TestClien
         assert len(session.exec(select(Verdict)).all()) == 9
 
 
+def test_the_look_counts_what_the_import_does(client: TestClient, project: Project, tmp_path: Path) -> None:
+    file = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": "Why?", "chosen": f"So {i}.", "rejected": "No."} for i in range(4)]
+    long = {"prompt": "Why?", "chosen": "Because " * 9, "rejected": "No."}
+    lines = [json.dumps(row) for row in (*rows, rows[0], long)]
+    file.write_text("\n".join([*lines, "", '{"prompt": "Why?", "chosen": 7, "rejected": "No."}', ""]))
+    page = client.get(f"/p/demo/import/look?path={file}&target=pairs&max_chars=20").text
+    assert "5 usable, 1 refused" in page and "1 left out: a text is longer than 20 characters" in page
+    assert "1 of the first 7" in page and "its “chosen” must be text or a list of messages" in page
+    failed = do(project.id, "import_pairs", path=str(file), max_chars=20)
+    assert failed.error is not None and failed.error.startswith("1 of 7 rows cannot be used")
+    page = client.get("/p/demo/import/look?path=/no/such").text
+    assert "None of its rows could be read" in page and "These are its first rows" not in page
+
+
 def test_the_mapping_of_annotations_is_stated_in_the_page(client: TestClient, project: Project, tmp_path: Path) -> None:
     file = tmp_path / "labels.csv"
     file.write_text("thing,who,verdict\n1,ann,ja\n1,bob,nein\n2,ann,vielleicht\n")
