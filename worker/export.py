@@ -137,12 +137,21 @@ def _how(session: Session, run: Run) -> list[str]:
         n_people = snapshot.counts.get("overridden", 0)
         lines += [
             f"Preferences: “{snapshot.name}”, {snapshot.n_train:,} to train on, {snapshot.n_dev:,} held out, sha256 "
-            f"`{snapshot.sha256}`; {n_people:,} labels from people.", "",
+            f"`{snapshot.sha256}`; {n_people:,} labels from people.{_left_out(run)}", "",
         ]  # fmt: skip
         if snapshot.waiver:
             lines += [f"Its judge failed its card; the labels were used all the same because: {snapshot.waiver}", ""]
     packages = ", ".join(f"{name} {version}" for name, version in sorted(run.packages.items()))
     return [*lines, f"Packages: {packages or 'not recorded'}.", ""]
+
+
+def _left_out(run: Run) -> str:
+    """How many of those rows were too long to be trained on."""
+    train, dev = int(run.cost.get("left_out_rows", 0)), int(run.cost.get("left_out_dev_rows", 0))
+    if not train and not dev:
+        return ""
+    limit = int(run.cost["row_limit"])
+    return f" Left out, as longer than {limit:,} tokens: {train:,} rows to train on and {dev:,} held out."
 
 
 def _scored(session: Session, row: Checkpoint) -> list[str]:
