@@ -26,7 +26,7 @@ def find_limits(
         *_seeds(material, arms),
         *_judges(session, material),
         *_cards(session, material),
-        *_left_out(session, arms),
+        *say_left_out(session, arms),
         *_items(results),
         "Intervals are over prompts: they say how far other prompts of this kind would move a number, not other kinds.",
     ]
@@ -128,7 +128,7 @@ def _cards(session: Session, material: Material) -> list[str]:
     return list(dict.fromkeys(said))
 
 
-def _left_out(session: Session, arms: list[ReportArm]) -> list[str]:
+def say_left_out(session: Session, arms: list[ReportArm]) -> list[str]:
     """Trainings that read fewer preferences than were frozen, since some were too long for them."""
     runs: dict[int, Run] = {}
     users: dict[int, list[str]] = {}

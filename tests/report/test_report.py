@@ -23,12 +23,14 @@ from app.grading.models import Grade, GradeItem, Grading
 from app.judging.models import Judge, VerdictSet
 from app.projects.models import Project
 from app.report.arms import Material, lineage, read_material
+from app.report.limits import say_left_out
 from app.report.report import read_report
 from app.report.results import result_lines, result_table
 from app.report.signals import training_signals
 from app.review.models import JudgeCard
 from app.runs.models import Run, RunIo
 from app.runs.queue import claim
+from app.training.budgets import read_budgets
 from app.training.models import Snapshot
 from tests.benchmarks.rows import fresh_project
 from tests.conftest import forget_settings
@@ -375,3 +377,26 @@ def test_the_command_line_makes_a_report_of_checkpoints(studied: None, capsys: p
 def test_a_collection_refuses_what_no_finished_training_made(reader: TestClient) -> None:
     said = reader.post("/api/v1/p/demo/report", json={"checkpoints": [10**9]})
     assert said.status_code == 422 and "finished training" in said.json()["error"]
+
+
+def test_arms_that_left_out_different_rows_of_one_file_are_named(studied: None) -> None:
+    """A second DPO on the same snapshot, with a shorter longest text: as many rows or fewer, and others."""
+    with transaction() as session:
+        arm = read_report(session, get(session, Experiment, 1)).arms[-1]
+        assert arm.run is not None
+        dpo = arm.run
+        made = session.exec(select(Checkpoint).where(Checkpoint.run_id == dpo.id)).one()
+        other = Run(**dpo.model_dump(exclude={"id", "form_key"}))
+        other.cost = {**dpo.cost, "row_limit": 64, "left_out_rows": 3, "left_out_dev_rows": 0}
+        session.add(other)
+        session.flush()
+        rows = {**made.facts["rows"], "sha256": "others"}
+        session.add(Checkpoint(project_id=1, name="short", method="dpo", run_id=other.id, facts={"rows": rows}))
+        key = other.id
+    with reading() as session:
+        arms = list(read_report(session, get(session, Experiment, 1)).arms)
+        budget = read_budgets(session, [key])[key]
+        said = say_left_out(session, [*arms, replace(arms[-1], name="short", budget=budget)])
+        assert say_left_out(session, arms) == []
+    assert said[0].startswith(f"3 train and 0 dev rows were left out of the dpo training of short (run {key})")
+    assert said[1].startswith("Trainings on the same frozen preferences left out different rows of them")
