@@ -32,10 +32,10 @@ def make_trainer(
 
     tokenizer = load_tokenizer(start)
     make = PreferenceTrainer if isinstance(recipe, DpoRecipe) else SimpoTrainer
+    wanted = (recipe.is_lora, recipe.lora_rank, recipe.dtype, seed)
     return make(
-        recipe, cache or MemoryCache(),
-        reference=load_trainable(reference, recipe.is_lora, recipe.lora_rank, recipe.dtype) if reference else None,
-        model=load_trainable(start, recipe.is_lora, recipe.lora_rank, recipe.dtype),
+        recipe, cache or MemoryCache(), reference=load_trainable(reference, *wanted) if reference else None,
+        model=load_trainable(start, *wanted),
         args=DPOConfig(
             **offline_arguments(recipe, folder, seed, start, has_dev=bool(preferences.dev)),
             precompute_ref_log_probs=True,  # the reference is the start itself: asked before the first step

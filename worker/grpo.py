@@ -204,7 +204,7 @@ def make_trainer(
             return kept if isinstance(recipe, RlooRecipe) else (kept, None)
 
     return Trainer(
-        model=load_trainable(start, recipe.is_lora, recipe.lora_rank, recipe.dtype),
+        model=load_trainable(start, recipe.is_lora, recipe.lora_rank, recipe.dtype, seed),
         reward_funcs=reward,
         args=args,
         train_dataset=Dataset.from_list(rows),

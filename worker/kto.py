@@ -54,7 +54,7 @@ def fit_kto(
 
     tokenizer = load_tokenizer(start)
     trainer = Trainer(
-        model=load_trainable(start, recipe.is_lora, recipe.lora_rank, recipe.dtype),
+        model=load_trainable(start, recipe.is_lora, recipe.lora_rank, recipe.dtype, seed),
         ref_model=None if recipe.is_lora else load_full(start, recipe.dtype).requires_grad_(False),
         args=KTOConfig(
             **offline_arguments(recipe, folder, seed, start, has_dev=bool(preferences.dev)),

@@ -183,8 +183,9 @@ def load_lora(weights: Weights, rank: int, dtype: str = "float32", name: str = "
     return PeftModel.from_pretrained(inner, weights.place, adapter_name=name, is_trainable=True)
 
 
-def load_trainable(weights: Weights, is_lora: bool, rank: int, dtype: str) -> Any:
-    """What a trainer is given: all weights, or a frozen base with one trainable adapter."""
+def load_trainable(weights: Weights, is_lora: bool, rank: int, dtype: str, seed: int) -> Any:
+    """What a trainer is given: all weights, or a frozen base with one trainable adapter, drawn from the seed if new."""
+    torch.manual_seed(seed)
     return load_lora(weights, rank, dtype) if is_lora else load_full(weights, dtype)
 
 

@@ -62,7 +62,7 @@ def fit_sft(
     class Trainer(TokenMeans, SFTTrainer): ...
 
     tokenizer = load_tokenizer(start)
-    model = load_trainable(start, recipe.is_lora, recipe.lora_rank, recipe.dtype)
+    model = load_trainable(start, recipe.is_lora, recipe.lora_rank, recipe.dtype, seed)
     if recipe.template == "sawyer":
         learn_sawyer(model, tokenizer)
     rows = [

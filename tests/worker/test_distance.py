@@ -52,7 +52,7 @@ def rolled(model: Any, base: Weights) -> Rollout:
 
 @pytest.mark.parametrize("is_lora", [False, True])
 def test_the_start_takes_the_policy_s_place_and_gives_it_back_to_the_last_bit(base: Weights, is_lora: bool) -> None:
-    model = load_trainable(base, is_lora, 4, "float32").eval()
+    model = load_trainable(base, is_lora, 4, "float32", 1).eval()
     start = StartReference(model)
     before = start(model, rolled(model, base), 1.0)
     assert before.k1 == [0.0] * 20 == before.k3

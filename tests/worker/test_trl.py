@@ -10,7 +10,15 @@ from app.training.recipes import DpoRecipe, GrpoRecipe, RewardRecipe, SftRecipe
 from tests.worker.tiny import IDS, STRICT, Silent, preferences, same, write_tiny
 from worker.dpo import fit_dpo, make_trainer
 from worker.grpo import fit_grpo, model_reward, rule_reward
-from worker.loading import Weights, encode_prompt, load_full, load_reward, load_tokenizer, render_prompt
+from worker.loading import (
+    Weights,
+    encode_prompt,
+    load_full,
+    load_reward,
+    load_tokenizer,
+    load_trainable,
+    render_prompt,
+)  # fmt: skip
 from worker.recorder import Recorder
 from worker.reward import fit_reward
 from worker.rl_prompts import RlPrompt
@@ -227,3 +235,12 @@ def test_grpo_cancelled_and_resumed_is_bit_equal(
     resumed, watch = run(tmp_path / "b", None)
     assert watch.resumed == [resumed_at]
     assert same(whole, resumed)
+
+
+def test_fresh_adapters_are_drawn_from_the_recipe_s_seed(base: Weights) -> None:
+    torch.rand(3)  # what was drawn before does not matter
+    drawn = [
+        next(one for name, one in load_trainable(base, True, 4, "float32", seed).named_parameters() if "lora_A" in name)
+        for seed in (1, 1, 2)
+    ]
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
