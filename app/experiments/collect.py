@@ -17,7 +17,7 @@ from app.errors import Invalid
 from app.experiments.files import MAX_STEPS, read_experiment
 from app.experiments.models import Experiment, Step
 from app.experiments.start import find_by_form
-from app.recipes import recipe_class
+from app.recipes import read_recipe, recipe_class
 from app.runs.models import Run, RunIo
 from app.runs.recipe import noun_of, sha256_of
 
@@ -156,7 +156,7 @@ def _steps(session: Session, runs: list[Run], arms: dict[int | None, str]) -> li
     names = {run.id: f"{run.kind}_{run.id}" for run in runs}
     steps = []
     for run in runs:
-        recipe = dict(run.recipe)
+        recipe = {"kind": run.kind, **read_recipe(run.recipe).model_dump(mode="json", exclude_defaults=True)}
         fields = {name: noun for name, one in recipe_class(run.kind).model_fields.items() if (noun := noun_of(one))}
         wanted = [(noun, key) for name, noun in fields.items() for key in _keys(recipe.get(name))]
         made = {row: names[by] for row, by in _makers(session, wanted).items() if by in names and by < run.id}
