@@ -175,7 +175,7 @@ def _read_pairs(job: Job, recipe: ImportPairsRecipe, writer: PromptSpool, spool:
     if n_long and not spool.n and not rejects.n:
         raise Invalid(f"All {n_long:,} rows hold texts longer than {recipe.max_chars} characters: allow longer ones.")
     if spool.n_merged:
-        job.log(f"merged {spool.n_merged:,} exact duplicates of pairs")
+        job.log(f"merged {spool.n_merged:,} exact {'duplicate' if spool.n_merged == 1 else 'duplicates'} of pairs")
 
 
 def _ids(session: Session, query: Any) -> "array[int]":

@@ -45,8 +45,8 @@ class JudgeRecipe(Recipe):
     )  # fmt: skip
     principle_calls: Literal["joint", "separate"] = Field(
         "joint", title="Principles in",
-        description="One joint question on all principles, or a separate question on each. The forecast says what "
-        "each choice costs.",
+        description="One joint question on all principles, or a separate question on each. A local checkpoint answers "
+        "a joint question with one label for the whole, none by principle. The forecast says what each choice costs.",
     )  # fmt: skip
     overall: Literal["holistic", "weighted"] = Field(
         "holistic", title="Overall label",

@@ -53,6 +53,7 @@ class Choice:
     overall: str
     n_calls: int
     usd: float | None
+    has_local: bool = False  # a local checkpoint is asked: it has no joint answer by principle
 
 
 @dataclass(frozen=True)
@@ -207,11 +208,11 @@ def compare_choices(session: Session, project_id: int, judge: Judge, recipe: Jud
     """What each way to ask about the principles would cost: jointly, and one by one."""
     if recipe.constitution is None or not any(one.kind in ASKED for one in members_of(session, judge)):
         return []
-    found = []
+    found, has_local = [], any(one.kind == "checkpoint" for one in members_of(session, judge))
     for calls, overall in (("joint", "holistic"), ("separate", "weighted"), ("separate", "holistic")):
         other = recipe.model_copy(update={"principle_calls": calls, "overall": overall})
         price = forecast(session, project_id, judge, other)
-        found.append(Choice(calls, overall, price.n_calls, price.usd))
+        found.append(Choice(calls, overall, price.n_calls, price.usd, has_local))
     return found
 
 

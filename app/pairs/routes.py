@@ -62,7 +62,7 @@ def show_pair(request: Request, member: Viewer, session: Db, set_id: int, pair_i
     if pair.pair_set_id != row.id:
         raise NotFound(f"There is no pair {pair_id} in this set.")
     template = "pairs/_pair.html" if request.headers.get("hx-request") else "pairs/pair.html"
-    title = f"Pair {pair.position + 1} of {row.name}"
+    title = f"Pair {pair.id} of {row.name}"
     return html(request, template, title=title, pairs=row, pair=pair, shown=read_pair_shown(session, pair))
 
 

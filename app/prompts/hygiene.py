@@ -50,9 +50,13 @@ def warnings_of(row: PromptSet) -> list[str]:
     """What somebody should know before training on a set; none where nothing was found."""
     found: dict[str, Any] = row.hygiene
     said = [
-        f"{n:,} prompts overlap with the questions of {name}: scores on it may be memory, not ability."
+        f"{n:,} {'prompt overlaps' if n == 1 else 'prompts overlap'} with the questions of {name}: scores on it may be "
+        "memory, not ability."
         for name, n in found.get("overlaps", {}).items()
     ]
     if found.get("n_near"):
-        said.append(f"{found['n_near']:,} prompts nearly equal an earlier one.")
+        n = found["n_near"]
+        said.append(
+            "1 prompt nearly equals an earlier one." if n == 1 else f"{n:,} prompts nearly equal an earlier one."
+        )
     return said

@@ -96,15 +96,17 @@ def snapshots_table(member: Member) -> Table:
     return Table("snapshots", columns, source, Snapshot.id, [Snapshot.project_id == member.project.id])
 
 
-def preview(snapshot: Snapshot, n: int = 5) -> list[dict[str, Any]] | None:
-    """The first rows of a snapshot's file; None where the file is gone."""
+def preview(snapshot: Snapshot, *, by_people: bool = False, n: int = 5) -> list[dict[str, Any]] | None:
+    """The first rows of a snapshot's file, or of those whose label is a person's; None where the file is gone."""
     path = settings().data_path / snapshot.path
     if not snapshot.path or not path.is_file():
         return None
-    rows = []
+    rows, said = list[dict[str, Any]](), snapshot.counts.get("overrides", {})
     with path.open(encoding="utf-8") as lines:
         for line in lines:
-            rows.append(json.loads(line))
+            row = json.loads(line)
+            row["is_by_people"] = said.get(str(row["pair"])) in {"a", "b"}
+            rows += [row] if row["is_by_people"] or not by_people else []
             if len(rows) == n:
                 break
     return rows

@@ -101,7 +101,7 @@ class RewardRecipe(OfflineRecipe):
 
     also_from: list[int] = points_to(
         "checkpoint", title="Also from", default=[], where=POLICY,
-        description="A run for each of these too, such as other sizes; all else stays the same.",
+        description="A run for each of these besides the start, such as other sizes; all else stays the same.",
     )  # fmt: skip
     architecture: Literal["classifier", "bi_encoder"] = Field(
         "classifier", title="Architecture",

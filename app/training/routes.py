@@ -1,6 +1,6 @@
 """Pages and API of training: methods and their runs, snapshots, a run's panel, the forecast, training again."""
 
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
@@ -99,11 +99,14 @@ def project_snapshot(session: Session, member: Member, snapshot_id: int) -> Snap
 
 
 @router.get("/p/{project}/train/snapshots/{snapshot_id}")
-def show_snapshot(request: Request, member: Viewer, session: Db, snapshot_id: int) -> Response:
+def show_snapshot(
+    request: Request, member: Viewer, session: Db, snapshot_id: int, by: Literal["people", ""] = ""
+) -> Response:
     """One frozen file: what went in, what was left out and why, its first rows, and whether it is stale."""
     snapshot = project_snapshot(session, member, snapshot_id)
     return html(
-        request, "training/snapshot.html", title=snapshot.name, snapshot=snapshot, rows=preview(snapshot),
+        request, "training/snapshot.html", title=snapshot.name, snapshot=snapshot,
+        rows=preview(snapshot, by_people=by == "people"), is_by_people=by == "people",
         n_changed=count_changed_labels(session, snapshot), runs=readers_of(session, snapshot), methods=ABOUT,
         verdict_set=get(session, VerdictSet, snapshot.verdict_set_id), offline=OFFLINE,
         freezing=get(session, Run, snapshot.run_id) if snapshot.run_id else None,

@@ -70,7 +70,9 @@ def test_from_an_override_to_training_again(client: TestClient, project: Project
         frozen = get(session, Snapshot, new.recipe["snapshot"])
     assert "being written" in client.get(f"/p/demo/train/snapshots/{frozen.id}").text
     do_run(frozen.run_id or 0)
-    assert "changed since" not in client.get(f"/p/demo/train/snapshots/{frozen.id}").text
+    shown = client.get(f"/p/demo/train/snapshots/{frozen.id}").text
+    assert "changed since" not in shown and "Only those with a label from people" in shown
+    assert client.get(f"/p/demo/train/snapshots/{frozen.id}?by=people").text.count("badge-label-from-people") == 1
     assert client.get("/p/demo/train.json").json()["rows"][-1]["value"] == 1.234
     for path in ("train", "train/snapshots"):
         for fmt in ("json", "csv", "jsonl"):

@@ -40,7 +40,7 @@ def test_near_duplicates_and_overlaps_are_flagged_and_shown(
     assert sum(bar["count"] for bar in found.hygiene["lengths"]) == 5
     assert len(warnings_of(found)) == 2
     page = client.get(f"/p/demo/prompts/{key}")
-    assert "1 prompts overlap with the questions of demo_facts" in page.text and "like no. 1" in page.text
+    assert "1 prompt overlaps with the questions of demo_facts" in page.text and "like no. 1" in page.text
     near = client.get(f"/p/demo/prompts/{key}?flag=near").text
     assert "now." in near and "seven times eight" not in near
 
