@@ -6,6 +6,7 @@ from typing import Any
 from app import __version__
 from app.accounts.models import ROLES
 from app.cli import admin, doctor, experiments, runs, serve
+from app.runs.routes import PAGES
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -70,8 +71,8 @@ def _experiments(commands: Any) -> None:
 
 
 def _work(commands: Any) -> None:
-    bring = _group(commands, "import", "import prompts, pairs or a checkpoint")
-    for what in ("prompts", "pairs", "checkpoint"):
+    bring = _group(commands, "import", "import prompts, pairs, annotations or a checkpoint")
+    for what in ("prompts", "pairs", "annotations", "checkpoint"):
         one = _add(bring, what, runs.bring, f"import {what}", is_data=True, is_project=True)
         one.add_argument(
             "source",
@@ -91,7 +92,13 @@ def _work(commands: Any) -> None:
         one = _add(group, verb, runs.change, f"{verb} a run", is_data=True, is_project=True)
         one.add_argument("id", type=int)
         one.set_defaults(verb=verb)
-    _add(commands, "checkpoints", runs.checkpoints, "list the checkpoints", is_data=True, is_project=True)
+    listing = _add(
+        commands, "list", runs.list_rows_of, "list the rows of a noun, newest first", is_data=True, is_project=True
+    )
+    listing.add_argument("noun", choices=sorted(PAGES), metavar="NOUN", help=f"one of {', '.join(sorted(PAGES))}")
+    listing.add_argument("--limit", type=int, default=50)
+    listing = _add(commands, "checkpoints", runs.list_rows_of, "list the checkpoints", is_data=True, is_project=True)
+    listing.set_defaults(noun="checkpoint", limit=None)
     recipes = _add(commands, "recipes", runs.recipes, "list the kinds of runs, or the fields of one", is_data=True)
     recipes.add_argument("kind", nargs="?", default="")
 
@@ -99,7 +106,13 @@ def _work(commands: Any) -> None:
 def _launching(parser: Any, kind: str) -> None:
     if kind:
         parser.set_defaults(kind=kind)
-    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of the recipe")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="a field of the recipe; a row by its number or its name",
+    )
     parser.add_argument("--wait", action="store_true", help="return when the run has ended")
 
 

@@ -1,4 +1,4 @@
-"""Commands about runs: import, launch, list, show, cancel, resume; checkpoints; the kinds there are."""
+"""Commands about runs: import, launch, list, show, cancel, resume; what they made; the kinds there are."""
 
 import argparse
 import time
@@ -6,18 +6,26 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from sqlmodel import col, select
+from sqlmodel import Session, SQLModel, col, select
 
-from app.checkpoints.models import Checkpoint
 from app.cli.admin import choose_project
 from app.cli.output import StatusLine, duration, say, show, show_one
 from app.cli.serve import workers_beat
 from app.db import get, reading, transaction
 from app.errors import AppError, Invalid, NotFound
 from app.recipes import RECIPES, read_recipe, recipe_class
+from app.recipes.references import resolve_names
 from app.runs.models import ENDED, RUN_STATE, STATES, Run
 from app.runs.queue import cancel, launch, resume
-from app.runs.routes import run_as_json, seconds_left
+from app.runs.routes import count_refused, list_rows, run_as_json, seconds_left
+
+# What `runs show` says first, and the columns that `list` prints of a noun where it has them.
+FIRST = ("id", "status", "kind", "title", "done", "total", "seconds_left", "note", "error", "read", "made")
+LISTED = (
+    "id", "name", "version", "role", "method", "weights", "kind", "state", "seed", "n", "n_a", "n_b", "n_tie", "n_null",
+    "n_train", "n_dev", "is_passed", "run_id", "created_at",
+)  # fmt: skip
+HIDDEN = {"project_id", "key_ciphertext"}
 
 
 def read_fields(pairs: list[str]) -> dict[str, Any]:
@@ -54,15 +62,19 @@ def start(args: argparse.Namespace) -> int:
 
 
 def _launch(args: argparse.Namespace, values: dict[str, Any]) -> int:
-    recipe = read_recipe({"kind": args.kind, **values, **read_fields(args.set)})
+    values = {"kind": args.kind, **values, **read_fields(args.set)}
     with transaction() as session:
-        run = launch(session, recipe, project_id=choose_project(session, args.project).id)
+        key = choose_project(session, args.project).id
+        run = launch(session, read_recipe(resolve_names(session, key, values)), project_id=key)
     if not args.wait:
         hint = "" if workers_beat() else " It starts when a worker runs: preflab up"
         show_one(args, run_as_json(run), f"Run {run.id} is {run.status}.{hint}")
         return 0
     run = wait_for(run.id, is_quiet=args.json)
-    show_one(args, run_as_json(run), f"Run {run.id} is {run.state}." + (f" {run.error}" if run.error else ""))
+    with reading() as session:
+        row = describe_run(session, run)
+    made = "".join(f"\nMade: {one}" for one in lines_of(row["made"]))
+    show_one(args, row, f"Run {run.id} is {run.state}." + (f" {row['error']}" if row["error"] else "") + made)
     return 0 if run.status == "done" else 1
 
 
@@ -107,21 +119,45 @@ def change(args: argparse.Namespace) -> None:
             raise NotFound(f"There is no run {args.id} in {project.slug}.")
         if args.verb != "show":
             {"cancel": cancel, "resume": resume}[args.verb](session, run)
-        row = run_as_json(run)
+        row = describe_run(session, run)
     if args.json or args.verb != "show":
         asked = " It was asked to stop." if run.is_cancel_asked and run.is_live else ""
         show_one(args, row, f"Run {run.id} is {run.state}.{asked}")
     else:
-        say(yaml.safe_dump(row, sort_keys=False, allow_unicode=True).rstrip())
+        row |= {"read": lines_of(row["read"]), "made": lines_of(row["made"])}
+        say(yaml.safe_dump(row, sort_keys=False, allow_unicode=True, width=100_000).rstrip())
 
 
-def checkpoints(args: argparse.Namespace) -> None:
+def describe_run(session: Session, run: Run) -> dict[str, Any]:
+    """A run with what it read and made; first what a reader looks for."""
+    row = run_as_json(run)
+    row["made"] = list_rows(session, run, is_output=True)
+    row["read"] = list_rows(session, run, is_output=False)
+    if count_refused(session, run):
+        row["error"] += " On the command line that is: --set may_reject=true"
+    return {name: row.pop(name) for name in FIRST} | row
+
+
+def lines_of(rows: list[dict[str, Any]]) -> list[str]:
+    """Rows of any noun, each in a line: “verdict set 3: judge on pairs”."""
+    return [f"{row['noun'].replace('_', ' ')} {row['id']}: {row['name']}" for row in rows]
+
+
+def list_rows_of(args: argparse.Namespace) -> None:
+    table = SQLModel.metadata.tables[args.noun]
     with reading() as session:
         project = choose_project(session, args.project)
-        query = select(Checkpoint).where(Checkpoint.project_id == project.id).order_by(col(Checkpoint.id).desc())
-        rows = [row.model_dump(exclude={"project_id"}) for row in session.exec(query)]
-    columns = ["id", "name", "role", "method", "weights", "seed", "run_id", "created_at"]
-    show(args, rows, columns, "No checkpoint yet: preflab import checkpoint SOURCE")
+        query = table.select().where(table.c.project_id == project.id).order_by(table.c.id.desc())
+        if "archived_at" in table.c:
+            query = query.where(table.c.archived_at.is_(None))
+        found = session.execute(query.limit(args.limit)).mappings()
+        rows = [{name: value for name, value in row.items() if name not in HIDDEN} for row in found]
+    columns = [name for name in LISTED if name in table.c]
+    what = args.noun.replace("_", " ")
+    empty = f"No {what} yet. Kinds of runs that make rows: preflab recipes"
+    if args.noun == "checkpoint":
+        empty = "No checkpoint yet: preflab import checkpoint SOURCE"
+    show(args, rows, columns, empty)
 
 
 def recipes(args: argparse.Namespace) -> None:

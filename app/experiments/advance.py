@@ -12,7 +12,6 @@ import sqlalchemy as sa
 from sqlmodel import Session, SQLModel, col, select
 
 from app import __version__
-from app.constitutions.constitutions import ensure_shipped
 from app.db import get, now, reading, transaction
 from app.errors import AppError, Invalid
 from app.experiments.models import Experiment, Step
@@ -20,6 +19,7 @@ from app.pairs.models import PairSet
 from app.prompts.files import resolve_path
 from app.prompts.hub_names import read_hub_name
 from app.recipes import read_recipe, recipe_class
+from app.recipes.references import find_row
 from app.runs.models import LIVE, SAID, Run, RunIo
 from app.runs.queue import launch, outputs
 from app.runs.recipe import Recipe, noun_of, sha256_of
@@ -142,22 +142,12 @@ def _resolve_one(session: Session, project_id: int, noun: str, field: str, given
     if isinstance(given, int):
         return given
     left, _, name = str(given).removeprefix("@").partition(":")
-    what = noun.replace("_", " ")
-    if not name:
-        made = outputs(session, needs[left].run_id or 0, noun)
-        if not made:
-            raise Invalid(f"{field}: step “{left}” made no {what}.")
-        return made[-1]
-    if left != noun:
-        raise Invalid(f"{field}: “{given}” names a {left.replace('_', ' ')}, but a {what} belongs here.")
-    if noun == "constitution":
-        ensure_shipped(session, project_id)
-    table = SQLModel.metadata.tables[noun]
-    query = sa.select(table.c.id).where(table.c.project_id == project_id, table.c.name == name)
-    key = session.execute(query.order_by(table.c.id.desc()).limit(1)).scalar()
-    if key is None:
-        raise Invalid(f"{field}: this project has no {what} called “{name}”.")
-    return int(key)
+    if name:
+        return find_row(session, project_id, noun, field, str(given))
+    made = outputs(session, needs[left].run_id or 0, noun)
+    if not made:
+        raise Invalid(f"{field}: step “{left}” made no {noun.replace('_', ' ')}.")
+    return made[-1]
 
 
 def find_reusable(session: Session, project_id: int, recipe: Recipe) -> Run | None:

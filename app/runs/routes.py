@@ -122,30 +122,37 @@ def count_refused(session: Session, run: Run) -> int:
     return run.total - run.done if is_stored else 0
 
 
-def _links(session: Session, member: Member, run: Run) -> dict[bool, list[dict[str, Any]]]:
-    links: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
-    for row in session.exec(select(RunIo).where(RunIo.run_id == run.id).order_by(col(RunIo.id))).all():
+def list_rows(session: Session, run: Run, *, is_output: bool) -> list[dict[str, Any]]:
+    """What a run made, or what it read: noun, id and name."""
+    same = select(RunIo).where(RunIo.run_id == run.id, RunIo.is_output == is_output)
+    rows = []
+    for row in session.exec(same.order_by(col(RunIo.id))).all():
         table = SQLModel.metadata.tables[row.noun]
         found = session.execute(table.select().where(table.c.id == row.ref_id)).mappings().one()
         name = found.get("name", f"no. {row.ref_id}")
-        url = f"/p/{member.project.slug}/{PAGES[row.noun]}/{row.ref_id}"
-        links[row.is_output].append(
-            {"noun": row.noun.replace("_", " "), "name": name, "url": url, "sha256": row.sha256}
-        )
-    return links
+        rows.append({"noun": row.noun, "id": row.ref_id, "name": name, "sha256": row.sha256})
+    return rows
+
+
+def _links(session: Session, member: Member, run: Run, *, is_output: bool) -> list[dict[str, Any]]:
+    root = f"/p/{member.project.slug}"
+    return [
+        {**row, "noun": row["noun"].replace("_", " "), "url": f"{root}/{PAGES[row['noun']]}/{row['id']}"}
+        for row in list_rows(session, run, is_output=is_output)
+    ]
 
 
 @router.get("/p/{project}/runs/{run_id:int}")
 def show_run(request: Request, member: Viewer, session: Db, run_id: int) -> Response:
     """One run: it goes on whether or not anybody looks."""
     run = project_run(session, member, run_id)
-    links = _links(session, member, run)
     needs = session.exec(
         select(Run).join(RunNeed, col(RunNeed.needs_id) == col(Run.id)).where(RunNeed.run_id == run.id)
     )
     return html(
-        request, "runs/show.html", title=f"Run {run.id}: {run.title}", run=run, read=links[False], made=links[True],
-        needs=needs.all(), recipe=yaml.safe_dump(run.recipe, sort_keys=False, allow_unicode=True),
+        request, "runs/show.html", title=f"Run {run.id}: {run.title}", run=run, needs=needs.all(),
+        read=_links(session, member, run, is_output=False), made=_links(session, member, run, is_output=True),
+        recipe=yaml.safe_dump(run.recipe, sort_keys=False, allow_unicode=True),
         has_panel=run.kind in PANELS, **_progress(session, run),
     )  # fmt: skip
 

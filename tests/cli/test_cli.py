@@ -18,6 +18,7 @@ from app.cli.parser import build_parser
 from app.cli.runs import read_fields
 from app.cli.serve import read_seed_list
 from app.errors import Invalid
+from tests.experiments.test_advance import work_off
 from tests.servers import free_port
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -108,6 +109,41 @@ def test_runs_are_launched_shown_cancelled_and_resumed(project: None, tmp_path: 
     assert "There is no run 99" in preflab("runs", "show", "99", code=1)
 
 
+def test_rows_are_named_listed_and_shown_with_what_made_them(project: None, tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"Why {i}?", "chosen": f"Because {i}.", "rejected": "No."} for i in range(3)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    preflab("import", "pairs", str(path), "--set", "name=mine", "--set", "dev_share=0")
+    work_off()
+    shown = preflab("runs", "show", "1")
+    assert shown.startswith("id: 1\nstatus: done\nkind: import_pairs\ntitle: mine\ndone: 3\n"), shown
+    made = as_json("list", "verdict_set")
+    assert len(made) == 1 and f"- 'verdict set {made[0]['id']}: {made[0]['name']}'" in shown
+    assert shown.index("made:") < shown.index("recipe:")
+    assert {"noun": "verdict_set", "id": made[0]["id"], "name": made[0]["name"]}.items() <= next(
+        one.items() for one in as_json("runs", "show", "1")["made"] if one["noun"] == "verdict_set"
+    )
+    assert made[0]["name"] in preflab("list", "verdict_set") and "No snapshot yet" in preflab("list", "snapshot")
+    assert "invalid choice" in preflab("list", "nonsense", code=2)
+    for n, given in enumerate((made[0]["name"], f"@verdict_set:{made[0]['name']}", str(made[0]["id"])), 2):
+        run = as_json("runs", "launch", "snapshot", "--set", f"verdict_set={given}")
+        assert (run["id"], run["recipe"]["verdict_set"]) == (n, made[0]["id"])
+    wrong = preflab("runs", "launch", "snapshot", "--set", "verdict_set=lost", code=1)
+    assert "no verdict set called “lost”" in wrong and f"It has: “{made[0]['name']}”." in wrong
+    wrong = preflab("runs", "launch", "snapshot", "--set", "verdict_set=@judge:lost", code=1)
+    assert "names a judge, but a verdict set belongs here" in wrong
+    assert "has none yet" in preflab("runs", "launch", "export", "--set", "checkpoint=base", code=1)
+
+
+def test_bad_rows_are_told_with_what_to_type(project: None, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "Why?"}\n{"prompt": ""}\n{"prompt": "How?"}\n')
+    preflab("import", "prompts", str(path))
+    work_off()
+    assert "--set may_reject=true" in preflab("runs", "show", "1")
+    assert as_json("import", "annotations", str(path))["kind"] == "import_annotations"
+
+
 def test_an_experiment_runs_with_services_of_its_own(
     project: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,7 +206,8 @@ def test_every_command_explains_itself() -> None:
 
     commands = {" ".join(path) for path in walk(build_parser(), ())}
     wanted = {
-        "up", "demo", "experiment run", "import prompts", "runs list", "runs show", "runs cancel", "runs resume",
+        "up", "demo", "experiment run", "import prompts", "import annotations", "list", "runs list",
+        "runs show", "runs cancel", "runs resume",
         "checkpoints", "report", "user add", "project add", "token add", "worker", "db upgrade", "doctor",
     }  # fmt: skip
     assert wanted <= commands
