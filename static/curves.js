@@ -17,6 +17,13 @@
   const DEV_DASHES = DASHES.slice(1);
 
   // How the nth series of a colour and part is drawn: runs laid over another of the same method are fainter.
+  // the library gives a curve that never moves an axis of its own choosing: 0 to 100 for a constant 0
+  function rangeOf(u, low, high) {
+    if (low === null) return [null, null];
+    if (low !== high) return uPlot.rangeNum(low, high, 0.1, true);
+    const room = Math.abs(low) / 10 || 1;
+    return [low - room, high + room];
+  }
   function styleOf(part, nth) {
     if (!part) return { dash: DASHES[nth % DASHES.length], alpha: 1 };
     return { dash: part === "dev" ? DEV_DASHES[nth % DEV_DASHES.length] : [], alpha: Math.max(0.4, 1 - 0.3 * nth) };
@@ -148,7 +155,7 @@
       const options = {
         width: this.canvas.clientWidth, height: HEIGHT, series,
         axes: [{ ...axis, size: 32 }, { ...axis, size: 58 }],
-        scales: { x: { time: false }, y: { distr: this.state.isLog ? 3 : 1 } },
+        scales: { x: { time: false }, y: this.state.isLog ? { distr: 3 } : { distr: 1, range: rangeOf } },
         legend: { markers: { width: 2, dash: (u, i) => (u.series[i].dash?.length ? "dashed" : "solid") } },
         cursor: this.figure.dataset.sync ? { sync: { key: this.figure.dataset.sync } } : {},
       };
