@@ -11,6 +11,7 @@ PYTEST_ARGS ?=
 help:
 	@echo "make demo          the whole study on a tiny model, about six minutes (EXIT=1, SEEDS=3)"
 	@echo "make up            serve the app and its workers"
+	@echo "make setup         only make .venv; the others do it by themselves"
 	@echo "make test          every check and test; installs what they need"
 	@echo "make check         format, lint, types, import order, templates, migrations"
 	@echo "make format        put the code in the house's form"
