@@ -126,6 +126,24 @@ def runnable(queues: Iterable[str]) -> sa.Select[int]:
     )
 
 
+def say_wait(session: Session, run: Run) -> str:
+    """What a queued run waits for: who holds the slots, and how many come before it. "" where it may start now."""
+    same = col(Run.queue) == run.queue
+    first = sa.or_(col(Run.priority) > run.priority, sa.and_(col(Run.priority) == run.priority, col(Run.id) < run.id))
+    before = runnable([run.queue]).where(first).order_by(None).subquery()
+    n_before = int(session.execute(sa.select(sa.func.count()).select_from(before)).scalar_one())
+    said = []
+    if run.queue == "gpu":
+        busy = select(Run).where(Run.status == "running", same).order_by(col(Run.id)).limit(8)
+        said = [
+            f"behind {f'run {one.id}' if one.project_id == run.project_id else 'a run of another project'}"
+            + (f" on {one.slot}" if one.slot else "")
+            for one in session.exec(busy)
+        ]
+    said += [f"{n_before:,} ahead of it in the queue"] if n_before else []
+    return ", ".join(said)
+
+
 def claim(session: Session, queues: Iterable[str], worker: str, slot: str | None) -> Run | None:
     """Takes the next runnable row for a worker, or None. `slot` names a GPU; one running row holds it at most.
 

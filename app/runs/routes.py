@@ -18,7 +18,7 @@ from app.runs.curves import list_figures, read_curves
 from app.runs.event_files import write_events
 from app.runs.lineage import HEIGHT, WIDTH, read_graph, runs_like
 from app.runs.models import LIVE, RUN_STATE, STATES, LogLine, Metric, Run, RunIo, RunNeed, Sampled, Worker
-from app.runs.queue import cancel, resume
+from app.runs.queue import cancel, resume, say_wait
 from app.tables import FORMATS, Column, Filter, Format, Table, respond
 
 router = APIRouter()
@@ -40,6 +40,10 @@ PANELS = {
 }  # fmt: skip
 
 
+# A run that never knew how much there is, such as an import, has done all of it at its end.
+TOTAL = sa.case((sa.and_(col(Run.total) == 0, col(Run.status) == "done"), col(Run.done)), else_=col(Run.total))
+
+
 def project_run(session: Session, member: Member, run_id: int) -> Run:
     """A run of this project; raises NotFound."""
     run = get(session, Run, run_id)
@@ -57,7 +61,7 @@ def runs_table(member: Member) -> Table:
         Column("title", Run.title, "Title", href=lambda row: f"{root}/{row['id']}"),
         Column("status", RUN_STATE, "Status", "badge"),
         Column("done", Run.done, "Done", "number"),
-        Column("total", Run.total, "Of", "number"),
+        Column("total", TOTAL, "Of", "number"),
         Column("attempt", Run.attempt, "Attempt", "number", is_shown=False),
         Column("created_at", Run.created_at, "Created", "when", is_sortable=True),
         Column("ended_at", Run.ended_at, "Ended", "when", is_sortable=True),
@@ -164,6 +168,7 @@ def _progress(session: Session, run: Run) -> dict[str, Any]:
     return {
         "log_lines": list(reversed(lines)), "left": seconds_left(run), "rate": rate_of(run),
         "n_refused": count_refused(session, run),
+        "wait": say_wait(session, run) if run.status == "queued" else "",
     }  # fmt: skip
 
 

@@ -42,6 +42,22 @@ def test_the_list_is_also_json_csv_and_jsonl(client: TestClient, run_id: int) ->
     assert client.get("/p/demo/runs?status=done").text.count("Nothing fits these filters") == 1
 
 
+def test_a_queued_run_says_what_it_waits_for_and_a_done_one_did_all(client: TestClient, project: Project) -> None:
+    with db.transaction() as session:
+        runs = [Run(project_id=project.id, kind="generate", queue="gpu", recipe={}, recipe_sha256="") for _ in range(3)]
+        counted = Run(project_id=project.id, kind="import_prompts", queue="cpu", recipe={}, recipe_sha256="", done=400,
+                      status="done")  # fmt: skip
+        session.add_all([*runs, counted])
+        session.flush()
+        first, _, last = [run.id for run in runs]
+    assert "waiting 2 ahead of it in the queue" in client.get(f"/p/demo/runs/{last}").text
+    with db.transaction() as session:
+        assert queue.claim(session, ["gpu"], "test", "gpu:0").id == first  # type: ignore[union-attr]
+    said = f"waiting behind run {first} on gpu:0, 1 ahead of it in the queue"
+    assert said in client.get(f"/p/demo/runs/{last}/progress").text
+    assert client.get("/p/demo/runs.json?status=done").json()["rows"][0]["total"] == 400
+
+
 def test_a_paused_run_is_called_so_wherever_runs_are_listed(client: TestClient, run_id: int) -> None:
     with db.transaction() as session:
         run = queue.claim(session, ["cpu"], "test", None)
