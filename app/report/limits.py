@@ -5,6 +5,7 @@ from sqlmodel import Session, col, select
 from app.checkpoints.models import Checkpoint
 from app.db import get
 from app.judging.models import Judge, VerdictSet
+from app.judging.pages import said_of_cuts
 from app.report.arms import Material, ReportArm
 from app.report.people import AuditLine, GradingLine
 from app.report.results import BenchmarkResults
@@ -26,6 +27,7 @@ def find_limits(
         *_seeds(material, arms),
         *_judges(session, material),
         *_cards(session, material),
+        *_cuts(session, material),
         *say_left_out(session, arms),
         *_items(results),
         "Intervals are over prompts: they say how far other prompts of this kind would move a number, not other kinds.",
@@ -126,6 +128,13 @@ def _cards(session: Session, material: Material) -> list[str]:
             broken = "; ".join(lines_that(card, "failed"))
             said.append(f"“{judge.name}” failed its Judge Card ({broken}) and its labels were trained on; {why}.")
     return list(dict.fromkeys(said))
+
+
+def _cuts(session: Session, material: Material) -> list[str]:
+    """Labels that were trained on and rest on texts, or answers, which were cut."""
+    keys = dict.fromkeys(snapshot.verdict_set_id for snapshot in training_snapshots(session, material))
+    found = [(one.name, said_of_cuts(session, one)) for one in (get(session, VerdictSet, key) for key in keys)]
+    return [f"The labels of “{name}” were trained on: {said}" for name, said in found if said]
 
 
 def say_left_out(session: Session, arms: list[ReportArm]) -> list[str]:

@@ -274,6 +274,11 @@ def test_the_limits_say_what_the_judges_card_found_and_why_its_labels_were_train
     broken = "failed its Judge Card (position flips 0.40 [0.30, 0.50], n = 60, limit at most 0.2)"
     assert broken in limits()[0] and limits()[0].endswith("it failed after they had been frozen.")
     with transaction() as session:
+        row = get(session, VerdictSet, verdicts.id)
+        row.protocol = {**row.protocol, "n_cut": 1}
+    cut = [line for line in reader.get("/p/demo/report/1.json").json()["limits"] if "were trained on: 1 of " in line]
+    assert len(cut) == 1 and verdicts.name in cut[0], "a report says that labels rest on texts that were cut"
+    with transaction() as session:
         get(session, Snapshot, snapshot.id).waiver = "To see what flips do."
     assert limits()[0].endswith("trained on; reason given: “To see what flips do.”.")
     assert "To see what flips do." in reader.get("/p/demo/report/1").text
