@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 from pydantic import ValidationError
 
+import app.models  # noqa: F401  every table is known before the first row
 from app.cli.parser import build_parser
 from app.errors import AppError
 

@@ -18,6 +18,7 @@ from app.cli.parser import build_parser
 from app.cli.runs import read_fields
 from app.cli.serve import read_seed_list
 from app.errors import Invalid
+from app.runs.routes import PAGES
 from tests.experiments.test_advance import work_off
 from tests.servers import free_port
 
@@ -118,13 +119,17 @@ def test_rows_are_named_listed_and_shown_with_what_made_them(project: None, tmp_
     shown = preflab("runs", "show", "1")
     assert shown.startswith("id: 1\nstatus: done\nkind: import_pairs\ntitle: mine\ndone: 3\n"), shown
     made = as_json("list", "verdict_set")
-    assert len(made) == 1 and f"- 'verdict set {made[0]['id']}: {made[0]['name']}'" in shown
+    assert [one["name"] for one in made] == ["mine: imported labels"]  # docs/importing.md names it so
+    assert f"- 'verdict set {made[0]['id']}: {made[0]['name']}'" in shown
     assert shown.index("made:") < shown.index("recipe:")
     assert {"noun": "verdict_set", "id": made[0]["id"], "name": made[0]["name"]}.items() <= next(
         one.items() for one in as_json("runs", "show", "1")["made"] if one["noun"] == "verdict_set"
     )
     assert made[0]["name"] in preflab("list", "verdict_set") and "No snapshot yet" in preflab("list", "snapshot")
     assert "invalid choice" in preflab("list", "nonsense", code=2)
+    code = "import app.cli; from sqlmodel import SQLModel; print(*SQLModel.metadata.tables)"
+    tables = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert set(PAGES) <= set(tables.split())  # the command by itself knows the table of each noun
     for n, given in enumerate((made[0]["name"], f"@verdict_set:{made[0]['name']}", str(made[0]["id"])), 2):
         run = as_json("runs", "launch", "snapshot", "--set", f"verdict_set={given}")
         assert (run["id"], run["recipe"]["verdict_set"]) == (n, made[0]["id"])
