@@ -22,8 +22,8 @@ from app.runs.routes import count_refused, list_rows, run_as_json, seconds_left
 # What `runs show` says first, and the columns that `list` prints of a noun where it has them.
 FIRST = ("id", "status", "kind", "title", "done", "total", "seconds_left", "note", "error", "read", "made")
 LISTED = (
-    "id", "name", "judge_id", "version", "role", "method", "weights", "kind", "state", "seed", "n", "n_a", "n_b", "n_tie", "n_null",
-    "n_train", "n_dev", "is_passed", "run_id", "created_at",
+    "id", "name", "judge_id", "version", "role", "method", "weights", "kind", "state", "seed", "n", "n_a",
+    "n_b", "n_tie", "n_null", "n_train", "n_dev", "is_passed", "run_id", "created_at",
 )  # fmt: skip
 HIDDEN = {"project_id", "key_ciphertext"}
 
