@@ -11,6 +11,7 @@ from app import db
 from app.checkpoints.models import Endpoint
 from app.constitutions.constitutions import ensure_shipped, find_version
 from app.constitutions.models import Constitution
+from app.errors import Invalid
 from app.judging.models import Call, CallText, Judge, Opinion, Verdict, VerdictSet
 from app.judging.verdicts import is_flipped
 from app.pairs.models import Pair
@@ -320,9 +321,8 @@ def test_a_format_only_rule_is_no_oracle_and_an_imported_judge_judges_nothing(pr
         imported = Judge(project_id=project.id, name="their labels", kind="imported")
         session.add(imported)
         session.flush()
-    run = judge(project, pairs, imported.id)
-    assert run.status == "failed"
-    assert "came with its labels" in error_of(run)
+    with pytest.raises(Invalid, match="came with its labels: it judges nothing"):
+        judge(project, pairs, imported.id)
 
 
 def test_raw_answers_stand_with_their_request(project: Project, pairs: int):
