@@ -174,6 +174,7 @@ def grade_blind(visitor: Visit, page: Page) -> None:
         press(page, "1234"[n % 4])
     assert not [url for url in asked if METHODS.search(url)]
     page.get_by_role("button", name="End my part").click()
+    expect(page.get_by_role("button", name="That is my guess")).to_be_visible()  # the page may take a while to come
     for place in range(page.locator("fieldset").count()):
         page.locator("fieldset").nth(place).get_by_label("Left", exact=True).check()
     page.get_by_role("button", name="That is my guess").click()
