@@ -20,6 +20,7 @@ from app.config import FOREIGN, settings
 from app.launcher import Services
 from app.projects.models import Project
 from app.projects.projects import make_project
+from app.runs.broker import celery
 from scripts.setup import find_chromium
 from tests.demo.seeded import Seeded, read_seeded, run_demo
 from tests.servers import free_port, run_postgres, run_redis, skip_or_fail
@@ -38,6 +39,7 @@ def forget_settings() -> None:
     if db.engine.cache_info().currsize:
         db.engine().dispose()
     db.engine.cache_clear()
+    celery.cache_clear()  # it would go on asking the broker of an earlier test
     settings.cache_clear()
 
 

@@ -21,7 +21,8 @@ def celery() -> Celery:
         accept_content=["json"],
         broker_connection_retry_on_startup=True,
         broker_connection_timeout=1,
-        broker_transport_options={"socket_connect_timeout": 1, "max_retries": 1},
+        # who launches a run waits for this: the ticker repairs what a broker that is away did not hear
+        broker_transport_options={"socket_connect_timeout": 1, "max_retries": 1, "interval_start": 0.2},
         task_publish_retry=False,
         worker_prefetch_multiplier=1,
         worker_hijack_root_logger=False,
