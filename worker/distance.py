@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from app.training.common import NARROW
+from app.training.recipe_parts import NARROW
 from worker.loading import Weights, device, load_full
 from worker.rollout import Rollout, positions
 from worker.tiled import Head, tiled_log_probs

@@ -10,7 +10,7 @@ from typing import Any
 from app.db import get
 from app.errors import AppError
 from app.runs.models import Run
-from app.training.common import OfflineRecipe
+from app.training.recipe_parts import OfflineRecipe
 from app.training.rows import measure_fit, sides_read
 from worker.job import Job, Watch
 from worker.llm import encode_parts

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from app.errors import AppError
-from app.training.common import NARROW
+from app.training.recipe_parts import NARROW
 from worker.saving import MANIFEST, is_whole, read_manifest, sha256_of
 
 if TYPE_CHECKING:

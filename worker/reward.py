@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from app.training.common import NARROW
+from app.training.recipe_parts import NARROW
 from app.training.recipes import RewardRecipe
 from worker.bi_encoder import make_bi_encoder
 from worker.checkpoints import store_trained, weights_of

@@ -15,7 +15,7 @@ from accelerate import PartialState
 from transformers import PrinterCallback, TrainerCallback
 
 from app.errors import AppError
-from app.training.common import OfflineRecipe, SampledRecipe, TrainingRecipe
+from app.training.recipe_parts import OfflineRecipe, SampledRecipe, TrainingRecipe
 from worker.distance import Measure, StartReference
 from worker.job import Watch
 from worker.keeping_best import BestCallback

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from app.training.common import SampledRecipe
+from app.training.recipe_parts import SampledRecipe
 from app.training.recipes import GroupRecipe, OnlineRecipe, PpoRecipe
 
 MOST_DEV = 64  # dev prompts that an online run looks at; worker/rl_prompts.py keeps to it

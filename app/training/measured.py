@@ -13,7 +13,7 @@ from sqlmodel import Session, col, select
 from app.runs.models import Run, Sampled
 from app.runs.recipe import Recipe, points_to
 from app.stats.intervals import Interval, mean_interval
-from app.training.common import POLICY
+from app.training.recipe_parts import POLICY
 
 # What must be the same for two measurements to be compared.
 SETTINGS = ("reference", "quality", "reward", "prompt_set", "n_prompts", "samples", "max_new_tokens")

@@ -21,9 +21,9 @@ from app.prompts.models import PromptSet
 from app.review.cards import failed_card, lines_that
 from app.runs.models import RUN_STATE, STATES, Metric, Run, RunIo
 from app.tables import Column, Filter, Table
-from app.training.common import TrainingRecipe
 from app.training.health import Note, write_notes
 from app.training.models import Snapshot
+from app.training.recipe_parts import TrainingRecipe
 from app.training.recipes import (
     DpoRecipe,
     GrpoRecipe,

@@ -10,7 +10,7 @@ from app.db import get
 from app.errors import Invalid
 from app.judging.rating_recipes import check_rater
 from app.runs.recipe import Recipe, points_to
-from app.training.common import (
+from app.training.recipe_parts import (
     POLICY,
     OfflineRecipe,
     SampledRecipe,

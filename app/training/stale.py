@@ -12,8 +12,8 @@ from app.pairs.models import Pair, PairSet
 from app.prompts.models import Prompt
 from app.runs.models import Run, RunIo
 from app.runs.queue import launch
-from app.training.common import OfflineRecipe
 from app.training.models import Snapshot
+from app.training.recipe_parts import OfflineRecipe
 from app.training.recipes import DpoRecipe, KtoRecipe, RewardRecipe, SftRecipe, SimpoRecipe
 from app.training.snapshots import TRAINED_ON, SnapshotRecipe, standing_overrides
 

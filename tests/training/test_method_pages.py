@@ -10,7 +10,7 @@ from pydantic_core import PydanticUndefined
 
 from app.projects.models import Project
 from app.recipes import METHOD_PAGES, RECIPES
-from app.training.common import TrainingRecipe
+from app.training.recipe_parts import TrainingRecipe
 from tests.conftest import ROOT
 
 PAGES = ROOT / "docs" / "methods"
