@@ -33,17 +33,32 @@ class Reply:
     body: bytes
 
 
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+# IPv6 addresses that end in the IPv4 address a packet is carried to: compatible, SIIT's translated, and NAT64.
+CARRYING = [ipaddress.IPv6Network(one) for one in ("::/96", "::ffff:0:0:0/96", "64:ff9b::/96")]
+# Not global, though this Python calls them so.
+LOCAL = [ipaddress.ip_network(one) for one in ("192.0.0.0/24", "64:ff9b:1::/48", "fec0::/10")]
+
+
+def _target(address: str) -> Address:
+    """The address, or the IPv4 address that an IPv6 one stands for."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv4Address):
+        return ip
+    if any(ip in network for network in CARRYING) and int(ip) > 1:  # :: and ::1 are themselves
+        return ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+    return ip.ipv4_mapped or ip.sixtofour or ip
+
+
 def is_private(address: str) -> bool:
     """Whether an address is on this machine or a private network."""
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    mapped = getattr(ip, "ipv4_mapped", None)
-    return not (mapped or ip).is_global
+    ip = _target(address)
+    return not ip.is_global or any(ip in network for network in LOCAL)
 
 
 def is_never_allowed(address: str) -> bool:
     """Link-local (a cloud's metadata server), multicast and unspecified addresses are no endpoint anywhere."""
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    ip = getattr(ip, "ipv4_mapped", None) or ip
+    ip = _target(address)
     return ip.is_link_local or ip.is_multicast or ip.is_unspecified
 
 
@@ -56,11 +71,13 @@ def check_origin(url: str, *, are_private_allowed: bool) -> str:
         raise _bad_origin(f"“{url[:80]}” is no address: {error}.") from error
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise _bad_origin("The base URL begins with http:// or https:// and names a host.")
+    host = parts.hostname
+    if not host.isascii():  # the connection would read full-width digits as an address, and ask no resolver for it
+        raise _bad_origin("Write the host in plain letters and digits (a name in another script begins with xn--).")
     if parts.username is not None or parts.password is not None:
         raise _bad_origin("Leave user name and password out of the base URL; a key has its own field.")
     if parts.query or parts.fragment:
         raise _bad_origin("The base URL has no “?” and no “#”.")
-    host = parts.hostname
     with contextlib.suppress(ValueError):  # a name: its addresses are checked when they are resolved
         _check_address(host, are_private_allowed)
     shown = f"[{host}]" if ":" in host else host

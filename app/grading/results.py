@@ -30,7 +30,8 @@ class Compared:
     arm: Arm
     against: Arm
     wins: WinRate
-    n_identical: int  # of the prompts: automatic ties
+    n_identical: int  # of the prompts: automatic ties that are counted
+    n_identical_planned: int  # that there are
     detectable: float  # the win rate that this many prompts tell from one half, 80 % of the time
 
 
@@ -100,38 +101,46 @@ def _read_grades(session: Session, grading: Grading) -> list[Any]:
     return list(found.all())
 
 
-def _identical(session: Session, grading: Grading) -> list[Any]:
-    """(prompt_id, left_arm, right_arm) of the items that were ties before anybody looked."""
+def _planned(session: Session, grading: Grading) -> list[Any]:
+    """(is_identical, left_arm, right_arm) of every item, graded or not."""
     left, right = aliased(Completion), aliased(Completion)
     found = session.execute(
-        sa.select(col(GradeItem.prompt_id), col(left.arm_id).label("left_arm"), col(right.arm_id).label("right_arm"))
+        sa.select(
+            col(GradeItem.is_identical), col(left.arm_id).label("left_arm"), col(right.arm_id).label("right_arm")
+        )
         .join(left, col(left.id) == col(GradeItem.left_id))
         .join(right, col(right.id) == col(GradeItem.right_id))
-        .where(col(GradeItem.grading_id) == grading.id, col(GradeItem.is_identical))
-    )
+        .where(col(GradeItem.grading_id) == grading.id)
+    )  # fmt: skip
     return list(found.all())
 
 
 def _compare(session: Session, grading: Grading, arms: list[Arm], rows: list[Any]) -> list[Compared]:
+    """Each two arms that people compared. Items that are identical are ties without a grader: of them as large a share
+    counts as was graded of the others, since all of them beside a few graded ones would pull the rate to one half."""
     outcomes: dict[tuple[int, int], list[tuple[float, int]]] = defaultdict(list)
+    shown: dict[tuple[int, int], int] = defaultdict(int)
     ties: dict[tuple[int, int], int] = defaultdict(int)
     place = {arm.id: i for i, arm in enumerate(arms)}
     for row in rows:
         first, later = sorted((row.left_arm, row.right_arm), key=place.__getitem__)
         won = {"left": row.left_arm, "right": row.right_arm}.get(row.Grade.choice)
         outcomes[first, later].append((0.5 if won is None else float(won == later), row.prompt_id))
-    for row in _identical(session, grading):
+    for row in _planned(session, grading):
         first, later = sorted((row.left_arm, row.right_arm), key=place.__getitem__)
-        outcomes[first, later].append((0.5, row.prompt_id))
-        ties[first, later] += 1
+        (ties if row.is_identical else shown)[first, later] += 1
     compared = []
     for one, other in itertools.combinations(arms, 2):
-        said = outcomes.get((one.id, other.id), [])
-        if len(said) > ties[one.id, other.id]:  # people's word at least once, not only automatic ties
-            wins = win_rate([value for value, _ in said], [prompt for _, prompt in said])
+        both = one.id, other.id
+        said = outcomes.get(both, [])
+        if said:  # people's word at least once, not only automatic ties
+            n_graded = len({prompt for _, prompt in said})
+            n_ties = int(ties[both] * n_graded / shown[both] + 0.5)
+            values, prompts = [value for value, _ in said], [prompt for _, prompt in said]
+            wins = win_rate(values + [0.5] * n_ties, prompts + [-1 - place for place in range(n_ties)])
             share = min(wins.n_ties / wins.n_clusters, 0.99)
             detectable = detectable_win_rate(wins.n_clusters, share)
-            compared.append(Compared(other, one, wins, ties[one.id, other.id], detectable))
+            compared.append(Compared(other, one, wins, n_ties, ties[both], detectable))
     return compared
 
 

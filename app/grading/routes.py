@@ -88,8 +88,8 @@ def show_results_json(member: Viewer, session: Db, grading_id: int) -> dict[str,
         "grading": found.grading.id, "planned_n": found.grading.planned_n, "n_graded": found.n_graded,
         "n_people": found.n_people, "is_simulated": found.is_simulated, "n_identical": found.grading.n_identical,
         "compared": [
-            {"arm": one.arm.id, "against": one.against.id, "n_identical": one.n_identical, "detectable": one.detectable,
-             **vars(one.wins)}
+            {"arm": one.arm.id, "against": one.against.id, "n_identical": one.n_identical,
+             "n_identical_planned": one.n_identical_planned, "detectable": one.detectable, **vars(one.wins)}
             for one in found.compared
         ],
         "graded": [

@@ -124,5 +124,7 @@ def import_pairs_api(form: Received, member: Researcher, session: Db) -> dict[st
 def show_generate_panel(request: Request, member: Viewer, session: Db, run_id: int) -> Response:
     """On a generation's page: what each arm has written so far."""
     run = project_run(session, member, run_id)
+    if run.kind != "generate":
+        raise NotFound(f"Run {run_id} is no generate run.")
     made = session.exec(select(PairSet).where(PairSet.run_id == run.id)).first()
     return html(request, "pairs/_panel.html", run=run, pairs=made, arms=summarise_completions(session, run.id))

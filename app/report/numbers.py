@@ -147,7 +147,11 @@ def _grading_as_json(line: GradingLine) -> dict[str, Any]:
         results = line.results
         found |= {
             "is_simulated": results.is_simulated,
-            "compared": [{"arm": c.arm.name, "against": c.against.name, **asdict(c.wins)} for c in results.compared],
+            "compared": [
+                {"arm": c.arm.name, "against": c.against.name, "n_identical": c.n_identical,
+                 "n_identical_planned": c.n_identical_planned, **asdict(c.wins)}
+                for c in results.compared
+            ],
             "graded": [
                 {"arm": g.arm.name, "alignment": g.alignment and asdict(g.alignment),
                  "correct": g.correct and asdict(g.correct)}

@@ -83,6 +83,17 @@ def test_identical_completions_are_ties_that_nobody_sees(project: Project) -> No
     assert found.arm.method == "dpo" and found.against.method == "base"
 
 
+def test_automatic_ties_weigh_no_more_than_what_was_graded(client: TestClient, project: Project) -> None:
+    with transaction() as session:
+        grading = make_marked_grading(session, project, n=20, n_identical=10)
+    assert grade_for(grading, owner_id(), "dpo", n=4) == 4  # of the ten that differ
+    client.post(f"/p/demo/grade/{grading.id}/close")
+    (found,) = client.get(f"/p/demo/grade/{grading.id}/results.json").json()["compared"]
+    assert found["value"] == pytest.approx(0.75)  # half of the prompts tie, the other half is won: not (5 + 4) / 14
+    assert (found["n_wins"], found["n_ties"], found["n_identical"], found["n_identical_planned"]) == (4, 4, 4, 10)
+    assert "of 10 identical items as large a share counts" in client.get(f"/p/demo/grade/{grading.id}").text
+
+
 def test_results_are_sealed_and_empty_without_people(client: TestClient, grading: Grading) -> None:
     root = f"/p/demo/grade/{grading.id}"
     with reading() as session, pytest.raises(Conflict, match="sealed"):

@@ -145,7 +145,9 @@ def test_an_origin_has_one_spelling(url: str, wanted: str):
 @pytest.mark.parametrize(
     "url",
     ["ftp://host/v1", "file:///etc/passwd", "http://", "http://me:pw@host/v1", "http://host/v1?x=1", "http://h:99999/",
-     "http://169.254.169.254/latest", "http://0.0.0.0/", "http://224.0.0.1/"],
+     "http://169.254.169.254/latest", "http://0.0.0.0/", "http://224.0.0.1/", "http://１６９.254.169.254/latest",
+     "http://169。254。169。254/", "http://[::ffff:169.254.169.254]/", "http://[64:ff9b::a9fe:a9fe]/",
+     "http://[2002:a9fe:a9fe::]/", "http://[fe80::1%25eth0]/", "http://a\\@127.0.0.1/"],
 )  # fmt: skip
 def test_what_is_no_endpoint_is_refused(url: str):
     with pytest.raises(Invalid) as refused:
@@ -154,20 +156,24 @@ def test_what_is_no_endpoint_is_refused(url: str):
 
 
 @pytest.mark.parametrize(
-    "url", ["http://127.0.0.1/v1", "http://10.1.2.3/", "http://[::ffff:127.0.0.1]/", "http://[::1]/"]
-)
+    "url",
+    ["http://127.0.0.1/v1", "http://10.1.2.3/", "http://[::ffff:127.0.0.1]/", "http://[::1]/",
+     "http://[::127.0.0.1]/", "http://[64:ff9b::7f00:1]/", "http://[64:ff9b:1::1]/", "http://[2002:7f00:1::]/",
+     "http://[::ffff:0:7f00:1]/", "http://[fec0::1]/", "http://192.0.0.192/", "http://100.64.0.1/"],
+)  # fmt: skip
 def test_private_addresses_are_refused_where_the_server_says_so(url: str):
     with pytest.raises(Invalid, match="PREFLAB_PRIVATE_ENDPOINTS"):
         check_origin(url, are_private_allowed=False)
 
 
-def test_a_name_that_resolves_to_a_private_address_is_refused_too():
+@pytest.mark.parametrize("name", ["localhost", "2130706433", "0x7f.1", "0177.0.0.1", "127.0.0.1."])
+def test_a_name_that_resolves_to_a_private_address_is_refused_too(name: str):
     with ChatServer(lambda _: "reached") as server:
-        target = Target(server.origin.replace("127.0.0.1", "localhost"), "m", are_private_allowed=False)
+        target = Target(server.origin.replace("127.0.0.1", name), "m", are_private_allowed=False)
         asked = [("k", chat_body(target, HELLO, max_tokens=1))]
         ((_, answer),) = next(iter(ask_all(target, asked, concurrency=1, max_tries=1, timeout_s=2)))
     assert server.requests == []
-    assert "is private" in answer.failure
+    assert "is private" in answer.failure or "not a canonical" in answer.failure or "no address" in answer.failure
 
 
 @pytest.mark.parametrize(("said", "seconds"), [("", None), ("2", 2), ("0.5", 0.5), ("-3", 0), ("soon", None)])
