@@ -210,8 +210,10 @@ def _hosted_name(name: str, prefix: str) -> str:
     return name.replace("net.base_model.model.", f"base_model.model.{prefix}.", 1)
 
 
-def read_scores(model: Any, ids: Tensor, mask: Tensor, starts: Tensor) -> Tensor:
-    """Scores (b,) by any reward model of rows (b, t) whose completions begin at the columns `starts` (b,)."""
+@torch.no_grad()
+def read_scores(model: Any, ids: Tensor, mask: Tensor, starts: Tensor | int) -> Tensor:
+    """Scores (b,) by any reward model of rows (b, t) whose completions begin at the columns `starts`, (b,) or one."""
+    starts = torch.as_tensor(starts, device=ids.device).expand(len(ids))
     if isinstance(model, BiEncoder):
         return model(ids, mask, starts).logits[:, 0].float()
     out = model(input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=False)

@@ -32,7 +32,7 @@ from worker.loading import (
     render_prompt,
 )
 from worker.recorder import Recorder, recorder_of, told_of
-from worker.rewards import score_text
+from worker.rewards import check_tokens, score_text
 from worker.rl_prompts import RlPrompt, prompts_of
 from worker.rollout import Rollout, end_ids_of, pad_left, sample, seeded
 from worker.saving import is_whole, save_folder, write_model
@@ -54,12 +54,11 @@ def rule_reward(flip_rate: float, seed: int) -> Callable[..., list[float]]:
     return by_rule
 
 
-def model_reward(weights: Weights, dtype: str) -> Callable[..., list[float]]:
-    """The reward model's score of prompt and completion, with the end token where the completion ended."""
-    model = load_reward(weights, dtype).eval().requires_grad_(False)
-    tokenizer = load_tokenizer(weights)
+def model_reward(weights: Weights, dtype: str, tokenizer: Any) -> Callable[..., list[float]]:
+    """A reward model's score of the policy's own tokens, with the end token where the completion ended."""
+    check_tokens(weights, tokenizer)
+    model = load_reward(weights, dtype)
 
-    @torch.no_grad()
     def by_model(prompts: list[Any], completions: list[Any], completion_ids: list[list[int]], **_: Any) -> list[float]:
         rows = [
             encode_prompt(tokenizer, prompt if isinstance(prompt, str) else render_prompt(tokenizer, prompt))
@@ -288,7 +287,7 @@ def reward_of(job: Job, tokenizer: Any, prompts: list[RlPrompt], dev: list[RlPro
     if recipe.reward is not None and recipe.reward_weight:
         with job.read() as session:
             weights = weights_of(session, recipe.reward)
-        parts.append((recipe.reward_weight, model_reward(weights, recipe.dtype)))
+        parts.append((recipe.reward_weight, model_reward(weights, recipe.dtype, tokenizer)))
     if recipe.judge is not None and recipe.judge_weight:
         judge = JudgeReward(job) if is_first() else None
         parts.append((recipe.judge_weight, judge_reward(judge, tokenizer, [*prompts, *dev])))

@@ -189,10 +189,7 @@ class RewardScorer:
     def __init__(self, weights: Weights, dtype: str = "", model: Any = None) -> None:
         """`model`: one that is loaded already; `weights` then only name its tokenizer."""
         self.tokenizer = load_tokenizer(weights)
-        loaded = model if model is not None else load_reward(weights, dtype or stored_dtype(weights))
-        self.model = loaded.eval()
-        if model is None:
-            self.model.requires_grad_(False)
+        self.model = load_reward(weights, dtype or stored_dtype(weights)) if model is None else model.eval()
         self.context = context_of(self.model.config, self.tokenizer)
 
     def encode(self, prompt: Messages, text: str) -> list[int]:

@@ -190,13 +190,14 @@ def load_trainable(weights: Weights, is_lora: bool, rank: int, dtype: str, seed:
 
 
 def load_reward(weights: Weights, dtype: str = "float32") -> Any:
-    """A sequence classifier with one output, from full weights or from an adapter with its head; or a bi-encoder."""
+    """A frozen reward model: a sequence classifier with one output, from full weights or from an adapter with its head,
+    or a bi-encoder. read_scores (worker/bi_encoder.py) reads all of them."""
     from transformers import AutoModelForSequenceClassification
 
     from worker.bi_encoder import is_bi_encoder, load_bi_encoder
 
     if is_bi_encoder(weights):
-        return load_bi_encoder(weights, "bfloat16" if dtype in NARROW else dtype)
+        return load_bi_encoder(weights, "bfloat16" if dtype in NARROW else dtype).eval().requires_grad_(False)
 
     check_whole(weights)
     root = weights.base or weights
@@ -212,7 +213,7 @@ def load_reward(weights: Weights, dtype: str = "float32") -> Any:
         model = PeftModel.from_pretrained(model, weights.place)
     # Where the score is read: at the last token that is no pad.
     model.config.pad_token_id = load_tokenizer(weights).pad_token_id
-    return on_device(model, dtype)
+    return on_device(model, dtype).eval().requires_grad_(False)
 
 
 def render_prompt(tokenizer: Any, messages: list[dict[str, str]]) -> str:

@@ -1,6 +1,6 @@
 """PPO for language models: sample, score, estimate advantages, then clipped updates of policy and value.
 
-Follows Ziegler et al. 2019 (1909.08593: per-token KL reward, adaptive coefficient, whitening), Stiennon et al. 2020
+Follows Ziegler et al. 2019 (1909.08593: per-token KL reward, adaptive coefficient), Stiennon et al. 2020
 (2009.01325: separate value model), Schulman et al. 2017 (1707.06347: clipped objective) and 2016 (1506.02438: GAE).
 
 Simplified: no dropout; sampling by temperature alone, so that the stored log-probabilities are those of
@@ -32,7 +32,7 @@ from worker.judge_reward import JudgeReward, as_numbers
 from worker.loading import context_of, load_tokenizer
 from worker.ppo_models import PpoModels, load_ppo_models
 from worker.recorder import Recorder, recorder_of, told_of
-from worker.rewards import Bonus, text_bonus
+from worker.rewards import Bonus, check_tokens, text_bonus
 from worker.rl_prompts import prompts_of
 from worker.rollout import Rollout, end_ids_of, join_parts, sample, seeded
 from worker.saving import drop_older, save_folder, take_newest_whole
@@ -47,12 +47,20 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     return (x * mask).sum() / mask.sum().clamp(min=1)
 
 
-def whiten(x: Tensor, mask: Tensor, *, keep_mean: bool = False) -> Tensor:
-    """x (b, n) scaled to unit variance over the masked tokens, and to zero mean unless it is kept."""
+def whiten(x: Tensor, mask: Tensor) -> Tensor:
+    """x (b, n) with zero mean and unit variance over the masked tokens."""
     mean = masked_mean(x, mask)
     variance = masked_mean((x - mean) ** 2, mask)
-    white = (x - mean) * torch.rsqrt(variance + 1e-8)
-    return (white + mean if keep_mean else white) * mask
+    return (x - mean) * torch.rsqrt(variance + 1e-8) * mask
+
+
+def scale(x: Tensor, mask: Tensor) -> Tensor:
+    """x (b, n) over its root mean square at the masked tokens.
+
+    One factor for all tokens, so that what is best stays best. The usual whitening of rewards, which scales them about
+    their mean, gives every token the same amount more or less: long texts are then paid, or fined, for their length.
+    """
+    return x * torch.rsqrt(masked_mean(x**2, mask) + 1e-8) * mask
 
 
 def token_rewards(scores: Tensor, log_ratio: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
@@ -229,7 +237,7 @@ class Ppo:
             values = values * rollout.mask
         rewards = token_rewards(scores.nan_to_num(), log_ratio, rollout.mask, self.kl_coef)
         if recipe.is_reward_whitened:
-            rewards = whiten(rewards, rollout.mask, keep_mean=True)
+            rewards = scale(rewards, rollout.mask)
         advantages, returns = estimate_advantages(rewards, values, rollout.mask, recipe.gamma, recipe.lam)
         found = {
             "reward": float(scores[is_read].mean()),
@@ -381,8 +389,8 @@ def train_ppo(job: Job) -> None:
         start = weights_of(session, recipe.start)
         reward = weights_of(session, recipe.reward) if recipe.reward is not None else None
     tokenizer = load_tokenizer(start)
-    if reward is not None and load_tokenizer(reward).get_vocab() != tokenizer.get_vocab():
-        raise AppError("The reward model reads other tokens than the policy writes: train one on the same base.")
+    if reward is not None:
+        check_tokens(reward, tokenizer)
     prompts, dev = prompts_of(job, tokenizer, context_of(start))
     torch.manual_seed(job.seed)  # fresh adapters are drawn from it
     models = load_ppo_models(start, reward, recipe.is_lora, recipe.lora_rank, recipe.dtype)

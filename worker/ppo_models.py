@@ -91,7 +91,7 @@ class FullModels:
     def __init__(self, start: Weights, reward: Weights | None, dtype: str = "float32") -> None:
         self.policy = load_full(start, dtype).eval()  # no dropout anywhere: ratios begin at exactly 1
         self.reference = load_full(start, dtype).eval().requires_grad_(False)
-        self.reward = load_reward(reward, dtype).eval().requires_grad_(False) if reward else None
+        self.reward = load_reward(reward, dtype) if reward else None
         self.heads = Head(self.policy), Head(self.reference)
         self.value_body = load_full(start, dtype).base_model.eval()
         self.value_head = _head(self.policy.config.hidden_size, self.policy.dtype)
@@ -112,13 +112,10 @@ class FullModels:
         hidden = _hidden(self.value_body, ids, mask)[:, -n - 1 : -1]
         return self.value_head(hidden).squeeze(-1).float()
 
-    @torch.no_grad()
     def scores(self, ids: Tensor, mask: Tensor, n: int) -> Tensor:
-        return (
-            _own_scores(self.reward, ids, mask, n)
-            if self.reward is not None
-            else torch.zeros(len(ids), device=ids.device)
-        )
+        if self.reward is None:
+            return torch.zeros(len(ids), device=ids.device)
+        return read_scores(self.reward, ids, mask, ids.shape[1] - n)
 
     def policy_parameters(self) -> list[nn.Parameter]:
         return list(self.policy.parameters())
@@ -137,10 +134,6 @@ class FullModels:
 
     def save_policy(self, folder: Path) -> None:
         self.policy.save_pretrained(folder)
-
-
-def _own_scores(model: Any, ids: Tensor, mask: Tensor, n: int) -> Tensor:
-    return read_scores(model, ids, mask, torch.full((len(ids),), ids.shape[1] - n, device=ids.device))
 
 
 class LoraModels:
@@ -166,7 +159,7 @@ class LoraModels:
         if reward is None:
             pass
         elif reward.base is None or reward.base != start.root:
-            self.reward = load_reward(reward, dtype).eval().requires_grad_(False)
+            self.reward = load_reward(reward, dtype)
         elif is_bi_encoder(reward):
             self.towers = host_towers(reward, self.net, self._body_with)
         else:
@@ -240,7 +233,7 @@ class LoraModels:
             return torch.zeros(len(ids), device=ids.device)
         own = self.reward or self.towers
         if own is not None:
-            return _own_scores(own, ids, mask, n)
+            return read_scores(own, ids, mask, ids.shape[1] - n)
         self._use("reward")
         per_token = (_hidden(self.body, ids, mask).float() @ self.score.T).squeeze(-1)
         return _at_last_token(per_token, ids, self.pad_id)

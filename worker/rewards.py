@@ -1,16 +1,25 @@
-"""Rewards that read texts, not tokens: a judge, and the rule with errors on purpose: an oracle that reads gold."""
+"""Rewards of PPO and GRPO: which reward models may score, and what reads texts, not tokens: a judge, and the rule with
+errors on purpose, an oracle that reads gold."""
 
 import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from app.errors import AppError
 from app.prompts.strict_format import score_by_rule
 from worker.judge_reward import JudgeReward
+from worker.loading import Weights, load_tokenizer
 from worker.rl_prompts import RlPrompt
 
 # (token ids of prompts, completions) → rewards; None: unreadable, so that the completion has no reward at all
 Bonus = Callable[[list[list[int]], list[str]], Sequence[float | None]]
 BEST = "Answer: x — Confidence: low — Reasoning: x"
+
+
+def check_tokens(reward: Weights, tokenizer: Any) -> None:
+    """Refuses a reward model that would read other tokens than the policy writes."""
+    if load_tokenizer(reward).get_vocab() != tokenizer.get_vocab():
+        raise AppError("The reward model reads other tokens than the policy writes: train one on the same base.")
 
 
 def score_text(prompt: str, text: str, gold: str | None, flip_rate: float, seed: int) -> float:

@@ -97,12 +97,13 @@ def test_it_prefers_the_chosen_and_every_reader_gives_its_score(
     strict, plain = scorer.score([ASKED, ASKED], texts)
     assert strict > plain
     prompt = render_prompt(tokenizer, ASKED)
-    by_group = model_reward(saved, "float32")([prompt] * 2, texts, completion_ids=[tail for _, tail in parts])
+    score = model_reward(saved, "float32", tokenizer)
+    by_group = score([prompt] * 2, texts, completion_ids=[tail for _, tail in parts])
     assert by_group == pytest.approx([strict, plain], abs=1e-4)
     models = load_ppo_models(base, saved, is_lora, 4, "float32")
-    for (head, tail), score in zip(parts, (strict, plain), strict=True):
+    for (head, tail), wanted in zip(parts, (strict, plain), strict=True):
         ids = torch.tensor([head + tail])
-        assert float(models.scores(ids, torch.ones_like(ids), len(tail))) == pytest.approx(score, abs=1e-4)
+        assert float(models.scores(ids, torch.ones_like(ids), len(tail))) == pytest.approx(wanted, abs=1e-4)
 
 
 @pytest.mark.parametrize("scoring", ["dot", "cosine"])

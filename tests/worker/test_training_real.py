@@ -81,9 +81,8 @@ def test_reward_model_then_ppo_and_grpo(stories: Weights, safer: Preferences, tm
         **IDS, prompt_set=1, reward_by="reward_model", reward=1, steps=2, prompts_per_step=2, group_size=2,
         max_new_tokens=12, lr=1e-3,
     )  # fmt: skip
-    trained, _, _ = fit_grpo(
-        online, 1, stories, prompts, None, model_reward(reward, "float32"), tmp_path / "grpo", watch
-    )
+    by_model = model_reward(reward, "float32", tokenizer)
+    trained, _, _ = fit_grpo(online, 1, stories, prompts, None, by_model, tmp_path / "grpo", watch)
     assert not same(trained.state_dict(), load_full(stories).state_dict())
 
 
@@ -94,7 +93,7 @@ def test_reward_reads_the_same_end_as_in_training(stories: Weights, tmp_path: Pa
 
     model = make_classifier(stories, RewardRecipe(start=1, snapshot=1), 1)
     reward = Weights(str(save_folder(tmp_path / "rm", lambda at: write_model(model, tokenizer, at))[0]))
-    score = model_reward(reward, "float32")
+    score = model_reward(reward, "float32", tokenizer)
     short, long = [tokenizer("yes", add_special_tokens=False)["input_ids"] for _ in range(2)]
     long = long * 9
     alone = score(["Once"], ["yes"], completion_ids=[short])

@@ -85,7 +85,7 @@ def test_reward_model_prefers_the_chosen_and_loads_again(base: Weights, tmp_path
     prompt = render_prompt(tokenizer, question)
     texts = [STRICT.format("Rome"), "It is Rome."]
     ids = [tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] for text in texts]
-    strict, plain = model_reward(saved, "float32")([prompt, prompt], texts, completion_ids=ids)
+    strict, plain = model_reward(saved, "float32", tokenizer)([prompt, prompt], texts, completion_ids=ids)
     assert strict > plain
     with torch.no_grad():
         row = torch.tensor([encode_prompt(tokenizer, prompt) + ids[0]])
