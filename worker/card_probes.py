@@ -95,9 +95,9 @@ def as_list(text: str) -> tuple[str, str] | None:
     Lists and bold type that are there already are taken off first, so that both sides differ in form alone. Texts with
     code or tables are left alone: their form is part of what they say.
     """
-    if "```" in text or re.search(r"^\s*\|", text, re.MULTILINE):
+    if "```" in text or re.search(r"^[^\S\n]*\|", text, re.MULTILINE):
         return None
-    bare = re.sub(r"^\s*(?:[-*+•]|\d+[.)]|#{1,6})\s+", "", text, flags=re.MULTILINE)
+    bare = re.sub(r"^[^\S\n]*(?:[-*+•]|\d+[.)]|#{1,6})\s+", "", text, flags=re.MULTILINE)
     bare = re.sub(r"(\*\*|__)(.+?)\1", r"\2", bare)
     parts = [part.strip() for line in bare.splitlines() for part in re.split(r"(?<=[.!?])\s+", line)]
     parts = [part for part in parts if part]

@@ -11,9 +11,10 @@ from sqlmodel import Session, col
 from app.checkpoints.chat import Body, Target, chat_body
 from app.judging.judges import check_mode
 from app.judging.material import chunks
+from app.judging.objects import Fields
 from app.judging.prompt import Guide, PairText, Secrets, fill, fresh_secrets, schema_object
 from app.judging.rating_recipes import RateRecipe
-from app.judging.reading import MAX_REASON, Fields, find_said, shorten
+from app.judging.reading import MAX_REASON, find_said, shorten
 from app.pairs.models import Completion, Pair
 from app.prompts.models import Prompt
 from app.runs.recipe import sha256_of

@@ -1,14 +1,15 @@
 """Reading a judge's answer: one verdict that carries this call's nonce, or none and the reason why."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from app.db import clean_text
+from app.judging.objects import Fields, Objects
 from app.judging.prompt import TIE
 
 MAX_REASON = 4000
+MOST_SHOWN = 10  # of verdicts that differ
 
 
 @dataclass(frozen=True)
@@ -19,17 +20,6 @@ class Reading:
     by_principle: dict[str, str] = field(default_factory=dict)
     reason: str = ""
     failure: str = ""
-
-
-class Fields(list[tuple[str, Any]]):
-    """A JSON object with every field it was written with, repeated ones too."""
-
-    def all(self, name: str) -> list[Any]:
-        """Every value a field was given."""
-        return [value for key, value in self if key == name]
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=Fields, strict=False)
 
 
 def read_verdict(raw: str, nonce: str, keys: Sequence[str] = (), *, stop_reason: str = "stop") -> Reading:
@@ -45,7 +35,9 @@ def read_verdict(raw: str, nonce: str, keys: Sequence[str] = (), *, stop_reason:
         shown = next(shorten(value, 40) for value in verdicts if _letter(value) is None)
         return Reading(failure=f"the verdict is “{shown}”, neither A, B nor tie")
     if len(choices) > 1:
-        return Reading(failure=f"{len(verdicts)} verdicts that differ: {', '.join(shorten(v, 20) for v in verdicts)}")
+        shown = ", ".join(shorten(value, 20) for value in verdicts[:MOST_SHOWN])
+        more = ", …" if len(verdicts) > MOST_SHOWN else ""
+        return Reading(failure=f"{len(verdicts)} verdicts that differ: {shown}{more}")
     reasons = [shorten(value, MAX_REASON) for value in found[-1].all("reason")]
     return Reading(choices.pop(), _principles(found, keys), reasons[0] if reasons else "")
 
@@ -66,7 +58,7 @@ def find_said(raw: str, nonce: str, stop_reason: str) -> tuple[list[Fields], str
     found: list[Fields] = []
     is_misplaced = False
     for one, is_whole in _objects(whole):
-        if nonce not in [str(value) for value in one.all("nonce")]:
+        if not any(type(value) in {str, int} and str(value) == nonce for value in one.all("nonce")):
             continue
         if is_whole or one[-1][0] == "nonce":
             found.append(one)
@@ -84,21 +76,13 @@ def _unfenced(text: str) -> str:
 
 def _objects(text: str) -> Iterator[tuple[Fields, bool]]:
     """Every JSON object in a text, those inside others too, and whether it is the whole text."""
-    start = text.find("{")
-    while start >= 0:
-        try:
-            one, end = _DECODER.raw_decode(text, start)
-        except RecursionError:
-            return  # nothing anybody would read goes a thousand levels deep
-        except ValueError:
-            end = start + 1
-        else:
-            for inner in _nested(one):
-                yield inner, inner is one and start == 0 and end == len(text)
-        start = text.find("{", end)
+    for one, start, end in Objects(text).outermost():
+        for inner in _nested(one):
+            yield inner, inner is one and start == 0 and end == len(text)
 
 
 def _nested(value: Any) -> Iterator[Fields]:
+    """An object and those inside it, in the order they are written; `Objects` bounds how deep that goes."""
     if isinstance(value, Fields):
         if value:
             yield value

@@ -1,9 +1,11 @@
 """What the pages of revisions show: tables, one revision with what was changed, the rate of acceptance."""
 
-import difflib
 import re
+from bisect import bisect_left
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import sqlalchemy as sa
@@ -21,7 +23,8 @@ from app.revising.models import Revision, RevisionSet
 from app.stats.intervals import Interval, rate_interval
 from app.tables import Column, Filter, Table
 
-LONGEST_DIFF = 4000  # words of both texts: above this, finding what changed takes too long for a page
+MOST_EQUAL = 200_000  # words of one text that equal one of the other: above this, comparing takes too long for a page
+Link = tuple[int, int, Any]  # a pair of equal words, and the link before it
 
 
 @dataclass(frozen=True)
@@ -57,16 +60,52 @@ def read_shown(session: Session, revision: Revision) -> Shown:
 
 
 def mark_changes(old: str, new: str) -> tuple[list[tuple[bool, str]], list[tuple[bool, str]]]:
-    """Both texts in parts, word by word: (is it only in this text?, the part)."""
-    left, right = re.findall(r"\s+|\S+", old), re.findall(r"\s+|\S+", new)
-    if len(left) + len(right) > LONGEST_DIFF:
+    """Both texts in parts, word by word: (is it only in this text?, the part). Too much to compare: nothing marked."""
+    left, right = re.findall(r"\S+\s*|\s+", old), re.findall(r"\S+\s*|\s+", new)
+    kept = common_words([one.strip() for one in left], [one.strip() for one in right])
+    if kept is None:
         return [(False, old)], [(False, new)]
-    sides: tuple[list[tuple[bool, str]], list[tuple[bool, str]]] = ([], [])
-    for op, i, j, k, m in difflib.SequenceMatcher(None, left, right, autojunk=False).get_opcodes():
-        for side, part in ((sides[0], "".join(left[i:j])), (sides[1], "".join(right[k:m]))):
-            if part:
-                side.append((op != "equal", part))
-    return sides
+    return _in_parts(left, {i for i, _ in kept}), _in_parts(right, {j for _, j in kept})
+
+
+def _in_parts(words: Sequence[str], kept: set[int]) -> list[tuple[bool, str]]:
+    """Runs of words that are new or kept; the white space after a new one is not marked."""
+    parts, between = [], ""
+    for is_new, run in groupby(enumerate(words), lambda one: one[0] not in kept):
+        text = "".join(word for _, word in run)
+        end = len(text.rstrip()) if is_new else len(text)
+        parts.append((is_new, between + text[:end]))  # runs take turns: what is between goes to a kept one
+        between = text[end:]
+    return [part for part in [*parts, (False, between)] if part[1]]
+
+
+def common_words(left: Sequence[str], right: Sequence[str]) -> list[tuple[int, int]] | None:
+    """The places (in left, in right) of a longest common subsequence; None where too many words equal each other.
+
+    Hunt & Szymanski 1977 (doi 10.1145/359581.359603): each two equal words cost one search, however the texts differ.
+    """
+    places: dict[str, list[int]] = defaultdict(list)
+    for j in range(len(right) - 1, -1, -1):
+        places[right[j]].append(j)
+    if sum(len(places.get(word, ())) for word in left) > MOST_EQUAL:
+        return None
+    ends: list[int] = []  # where in right the shortest subsequence of each length ends
+    links: list[Link] = []
+    for i, word in enumerate(left):
+        for j in places.get(word, ()):
+            n = bisect_left(ends, j)
+            link = (i, j, links[n - 1] if n else None)
+            if n == len(ends):
+                ends.append(j)
+                links.append(link)
+            else:
+                ends[n], links[n] = j, link
+    found: list[tuple[int, int]] = []
+    last: Link | None = links[-1] if links else None
+    while last is not None:
+        found.append(last[:2])
+        last = last[2]
+    return found
 
 
 def name_for(member: Member, made: RevisionSet) -> str:

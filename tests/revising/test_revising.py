@@ -24,7 +24,7 @@ from app.revising.chain import Chain, pick_principles
 from app.revising.decisions import claim_revision, decide, held_revision, next_revision, take_back
 from app.revising.fences import fence_of
 from app.revising.models import Revision, RevisionSet
-from app.revising.pages import mark_changes
+from app.revising.pages import common_words, mark_changes
 from app.revising.recipes import Attack
 from app.revising.red_team import Sieve
 from tests.benchmarks.rows import tiny_checkpoint
@@ -312,7 +312,16 @@ def test_changes_are_marked_word_by_word() -> None:
     left, right = mark_changes("It is a rude answer", "It is a friendly answer")
     assert left == [(False, "It is a "), (True, "rude"), (False, " answer")]
     assert "".join(part for _, part in right) == "It is a friendly answer"
-    assert mark_changes("word " * 5000, "other")[0] == [(False, "word " * 5000)]
+    assert mark_changes("word " * 5000, "word " * 4000)[0] == [(False, "word " * 5000)]  # too much to compare
+    assert mark_changes(" \n", "")[0] == [(False, " \n")]
+
+
+def test_a_text_written_wholly_anew_is_compared_by_its_equal_words_alone() -> None:
+    """Each two equal words cost one search: of texts without any, none is made however long they are."""
+    one, other = (" ".join(f"{name}{i}" for i in range(20_000)) for name in "ab")
+    assert common_words(one.split(), other.split()) == []
+    assert mark_changes(one, other) == ([(True, one)], [(True, other)])
+    assert len(common_words([*"abcabba"], [*"cbabac"]) or []) == 4  # Myers 1986, figure 2
 
 
 def test_two_edits_of_one_prompt_at_one_moment_are_two_completions(project: Project, made: RevisionSet) -> None:

@@ -310,6 +310,7 @@ def test_labels_of_a_file_cannot_be_probed(project: Project, pairs: int):
         ("Look. ```\ncode. more.\n```", None),
         ("| a | b |\n| c | d |", None),
         ("", None),
+        ("\n" * 100_000 + "- One.\n\n  - Two.", ("One. Two.", "- One.\n- Two.")),  # each line is looked at once
     ],
 )
 def test_the_same_sentences_both_ways(text, expected):
