@@ -89,6 +89,10 @@ def seed(n: int, n_graders: int = 8) -> Seeded:
             "UPDATE answer SET account_id = 2 + position % 8, first = 'a', seconds = 7, lease_until = 0, "
             f"answered_at = '2026-01-01 00:00:00' WHERE position < {n_answered}"
         ))  # fmt: skip
+        session.execute(sa.text(
+            "INSERT INTO tally (queue_id, account_id, n, n_skipped) "
+            "SELECT queue_id, account_id, count(*), 0 FROM answer WHERE first IS NOT NULL GROUP BY queue_id, account_id"
+        ))  # fmt: skip
         if session.get_bind().dialect.name == "postgresql":
             for table in ROWS:
                 session.execute(

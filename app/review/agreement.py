@@ -51,8 +51,8 @@ def read_agreement(session: Session, queue: Queue, *, has_coefficients: bool = T
     """
     if queue.kind != "audit":
         raise ValueError("only a random audit says anything about agreement")
-    is_given = sa.and_(col(Answer.queue_id) == queue.id, col(Answer.first).is_not(None))
-    n = session.execute(sa.select(sa.func.count()).where(is_given)).scalar_one()
+    # not queue.n_answered: the caller may have read the queue before the last answers
+    n = session.execute(sa.select(col(Queue.n_answered)).where(col(Queue.id) == queue.id)).scalar_one()
     key = (session.get_bind().engine.url, queue.id, *state_of_verdicts(session, queue), n, has_coefficients)
     if key not in _known:
         _known[key] = _compute(session, queue, has_coefficients)

@@ -16,6 +16,7 @@ from app.projects.access import Member
 from app.review.adjudication import Word, decide, is_split, read_words
 from app.review.leases import seconds_held
 from app.review.models import Answer, Override, Queue
+from app.review.tallies import count_done
 
 SHOWN = ("left", "right", "tie", "both_bad", "skip")
 DEFAULT_WHY = {
@@ -75,7 +76,7 @@ def give_answer(session: Session, answer: Answer, queue: Queue, account_id: int,
         if answer.first != wanted:
             raise Conflict("Your first answer stands. Press U on its page to change what the label becomes.")
         return
-    session.execute(sa.update(Queue).where(col(Queue.id) == queue.id).values(n_answered=Queue.n_answered + 1))
+    count_done(session, queue.id, account_id, 1, int(wanted == "skip"))
     _settle(session, answer, queue, before)
 
 

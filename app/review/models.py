@@ -1,12 +1,12 @@
 """Tables: review queues, people's answers, and the overrides that follow from them."""
 
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 import sqlalchemy as sa
-from sqlmodel import Field
+from sqlmodel import Field, SQLModel
 
-from app.db import Row, json_field, long_text, moment, one_of, ref
+from app.db import Id, Row, json_field, long_text, moment, one_of, ref
 
 CHOICES = ("a", "b", "tie", "both_bad", "skip")
 
@@ -56,6 +56,15 @@ class Answer(Row, table=True):
     seconds: float | None = None
     note: str = long_text(default="")
     answered_at: datetime | None = moment(nullable=True)
+
+
+class Tally(SQLModel, table=True):
+    """How much one person has done in a queue; kept by what stores answers and scores, so that no page counts them."""
+
+    queue_id: int = Field(primary_key=True, foreign_key="queue.id", sa_type=cast(Any, Id))
+    account_id: int = Field(primary_key=True, foreign_key="account.id", sa_type=cast(Any, Id), index=True)
+    n: int = 0  # places answered or scored, skips included
+    n_skipped: int = 0
 
 
 class Override(Row, table=True):

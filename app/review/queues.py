@@ -17,7 +17,7 @@ from app.judging.models import Rating, RatingSet, Verdict, VerdictSet
 from app.projects.access import Member
 from app.review.adjudication import unsettled_pairs
 from app.review.leases import claim
-from app.review.models import Answer, Mark, Override, Queue
+from app.review.models import Answer, Mark, Override, Queue, Tally
 from app.review.recipes import AuditRecipe
 from app.runs.models import Run
 
@@ -139,39 +139,38 @@ class Progress:
     name: str
     n: int
     last_at: datetime | None
-    n_skipped: int  # among their last RECENT
-    seconds: float | None  # the median of those
+    n_skipped: int
+    seconds: float | None  # the median of their last RECENT
 
 
 def read_progress(session: Session, queue: Queue, account_id: int | None = None) -> list[Progress]:
     """Each person's progress in a queue, the busiest first; or one person's alone.
 
-    Everybody's answers are counted within an index; how long they took is read from the last ones alone.
+    What people did was counted when it was stored; how long it took is read from the last ones alone.
     """
-    kind: Any = Mark if queue.kind == "scoring" else Answer
     query = (
-        sa.select(kind.account_id, sa.func.count().label("n"))
-        .where(kind.queue_id == queue.id, kind.answered_at.is_not(None))
-        .group_by(kind.account_id)
-        .order_by(sa.desc("n"), kind.account_id)
+        select(Tally, Account.name)
+        .join(Account, col(Account.id) == col(Tally.account_id))
+        .where(Tally.queue_id == queue.id, Tally.n > 0)
+        .order_by(col(Tally.n).desc(), col(Tally.account_id))
     )
     if account_id is not None:
-        query = query.where(kind.account_id == account_id)
-    return [_progress_of(session, kind, queue, row.account_id, row.n) for row in session.execute(query).all()]
+        query = query.where(Tally.account_id == account_id)
+    return [_progress_of(session, queue, tally, name) for tally, name in session.exec(query).all()]
 
 
-def _progress_of(session: Session, kind: Any, queue: Queue, account_id: int, n: int) -> Progress:
-    is_skip: Any = kind.is_skipped if kind is Mark else kind.first == "skip"
+def _progress_of(session: Session, queue: Queue, tally: Tally, name: str) -> Progress:
+    kind: Any = Mark if queue.kind == "scoring" else Answer
     recent = (
-        sa.select(kind.seconds, kind.answered_at, is_skip.label("is_skip"))
-        .where(kind.queue_id == queue.id, kind.account_id == account_id, kind.answered_at.is_not(None))
+        sa.select(kind.seconds, kind.answered_at)
+        .where(kind.queue_id == queue.id, kind.account_id == tally.account_id, kind.answered_at.is_not(None))
         .order_by(kind.answered_at.desc(), kind.id.desc())
         .limit(RECENT)
     )
     rows = session.execute(recent).all()
     seconds = [row.seconds for row in rows if row.seconds is not None]
     return Progress(
-        get(session, Account, account_id).name, n, rows[0].answered_at, sum(bool(row.is_skip) for row in rows),
+        name, tally.n, rows[0].answered_at if rows else None, tally.n_skipped,
         statistics.median(seconds) if seconds else None,
     )  # fmt: skip
 

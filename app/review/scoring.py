@@ -16,6 +16,7 @@ from app.projects.access import Member
 from app.prompts.models import Prompt
 from app.review.leases import NOTE_MAX, seconds_held
 from app.review.models import Mark, Queue
+from app.review.tallies import count_done
 
 SCALE = range(1, 11)
 POINTS = {str(point) for point in SCALE}
@@ -119,7 +120,7 @@ def give_scores(
                 "Your scores stand: you have seen the judge’s. Take them back on their page if they are wrong."
             )
         return
-    session.execute(sa.update(Queue).where(col(Queue.id) == queue.id).values(n_answered=Queue.n_answered + 1))
+    count_done(session, queue.id, account_id, 1, int(scores is None))
 
 
 def take_back(session: Session, mark: Mark, account_id: int) -> None:
@@ -132,8 +133,11 @@ def take_back(session: Session, mark: Mark, account_id: int) -> None:
     if mark.answered_at is None:
         raise Conflict("There is nothing to take back: this completion is not scored yet.")
     if mark.scores:
-        mark.is_skipped = True
-        session.flush()
+        left = session.execute(
+            sa.update(Mark).where(col(Mark.id) == mark.id, ~col(Mark.is_skipped)).values(is_skipped=True)
+        )
+        session.refresh(mark)
+        count_done(session, mark.queue_id, account_id, 0, left.rowcount)  # type: ignore[attr-defined]
         return
     opened = session.execute(
         sa.update(Mark).where(col(Mark.id) == mark.id, col(Mark.answered_at).is_not(None), col(Mark.is_skipped))
@@ -141,7 +145,7 @@ def take_back(session: Session, mark: Mark, account_id: int) -> None:
     )  # fmt: skip
     session.refresh(mark)
     if opened.rowcount == 1:  # type: ignore[attr-defined]  # else another press of the same key was quicker
-        session.execute(sa.update(Queue).where(col(Queue.id) == mark.queue_id).values(n_answered=Queue.n_answered - 1))
+        count_done(session, mark.queue_id, account_id, -1, -1)
 
 
 def last_marked(session: Session, queue: Queue, account_id: int) -> Mark | None:
