@@ -32,7 +32,7 @@ from worker.loading import (
     render_prompt,
 )
 from worker.recorder import Recorder, recorder_of, told_of
-from worker.rewards import check_tokens, score_text
+from worker.rewards import check_cards, check_tokens, score_text
 from worker.rl_prompts import RlPrompt, prompts_of
 from worker.rollout import Rollout, end_ids_of, pad_left, sample, seeded
 from worker.saving import is_whole, save_folder, write_model
@@ -245,7 +245,7 @@ def fit_grpo(
     reward: RewardFunction, folder: Path, watch: Watch,
 ) -> tuple[Any, Any, dict[str, float]]:  # fmt: skip
     """Returns the trained model, its tokenizer and the last value of every curve."""
-    from worker.trl_run import LookCallback, SpendCallback, run_trainer
+    from worker.trl_run import SpendCallback, look_every, run_trainer
 
     n_tokens = [0.0]
 
@@ -259,21 +259,14 @@ def fit_grpo(
 
     trainer = make_trainer(recipe, seed, start, prompts, counted, folder, watch.check)
     trainer.add_callback(SpendCallback(spend))
-    if recorder is not None:
-        distance = StartReference(trainer.model)
+    distance = StartReference(trainer.model) if recorder is not None else None
 
-        def look_at(step: int) -> None:
-            with recorder.looking():
-                look(trainer, recipe, seed, recorder, reward, step, distance)
+    def look_at(step: int) -> None:
+        assert recorder is not None and distance is not None
+        with recorder.looking():
+            look(trainer, recipe, seed, recorder, reward, step, distance)
 
-        trainer.add_callback(
-            LookCallback(
-                recipe.sample_every,
-                look_at,
-                recorder.pauser,
-                recipe.num_iterations,
-            )
-        )
+    look_every(trainer, recipe, recorder, look_at, recipe.num_iterations)
     curves = run_trainer(trainer, watch, folder, is_tried=False)
     spend()
     watch.spend(trained_tokens=curves.get("tokens", 0) * recipe.num_iterations)
@@ -301,6 +294,7 @@ def reward_of(job: Job, tokenizer: Any, prompts: list[RlPrompt], dev: list[RlPro
 def train_grpo(job: Job) -> None:
     """Trains on the recipe's prompts and stores the checkpoint."""
     recipe: GroupRecipe = job.recipe
+    check_cards(job)
     with job.read() as session:
         start = weights_of(session, recipe.start)
     tokenizer = load_tokenizer(start)

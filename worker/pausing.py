@@ -2,7 +2,8 @@
 
 What they get are the same dev prompts as the flight recorder sampled them at two steps: when the watcher liked them
 best, and now; pairs with the watcher's verdicts, drawn as a blind audit. It says where to look, and not that anything
-is wrong: whether the watcher or the reward is right is what people find out. A run pauses once.
+is wrong: whether the watcher or the reward is right is what people find out. A run pauses once. Of several processes
+the first has the pauser; all of them ask it at the same steps, and stop at the same one.
 """
 
 import json
@@ -28,7 +29,8 @@ from app.runs.queue import outputs
 from app.training.health import Turn, find_turn
 from app.training.models import Snapshot
 from worker.job import Cancelled, Job
-from worker.several import n_processes
+from worker.several import Released
+from worker.together import from_first
 
 ITEMS = 10
 CURVES = ("dev_reward", "dev_accuracy", "dev_held_out")
@@ -107,12 +109,22 @@ class Pauser:
 
 def pauser_of(job: Job) -> Pauser | None:
     """The pauser of a run whose recipe asks for one."""
-    if not getattr(job.recipe, "is_paused_at_turn", False):
-        return None
-    if n_processes() > 1:
-        job.log("this run does not pause: it trains in several processes, which could not stop as one", "warning")
-        return None
-    return Pauser(job)
+    return Pauser(job) if may_pause(job.recipe) else None
+
+
+def may_pause(recipe: Any) -> bool:
+    """Whether a recipe asks for a pause: every process of the run then asks at the same steps."""
+    return bool(getattr(recipe, "is_paused_at_turn", False))
+
+
+def has_turned(pauser: Pauser | None) -> bool:
+    """Whether to pause now, as the first process finds it; every process calls it, and only the first has a pauser."""
+    return from_first(lambda: pauser is not None and pauser.has_turned())
+
+
+def stop_paused(pauser: Pauser | None, step: int) -> Exception:
+    """What each process raises to pause once the state of `step` is stored."""
+    return pauser.pause(step) if pauser is not None else Released()
 
 
 def name_messages(messages: list[dict[str, str]]) -> str:

@@ -30,9 +30,10 @@ from worker.distance import Distance, estimate_kl
 from worker.job import Job, Watch
 from worker.judge_reward import JudgeReward, as_numbers
 from worker.loading import context_of, load_tokenizer
+from worker.pausing import has_turned, may_pause, stop_paused
 from worker.ppo_models import PpoModels, load_ppo_models
 from worker.recorder import Recorder, recorder_of, told_of
-from worker.rewards import Bonus, check_tokens, text_bonus
+from worker.rewards import Bonus, check_cards, check_tokens, text_bonus
 from worker.rl_prompts import prompts_of
 from worker.rollout import Rollout, end_ids_of, join_parts, sample, seeded
 from worker.saving import drop_older, save_folder, take_newest_whole
@@ -357,6 +358,7 @@ def train(
         ppo.load_state(torch.load(newest[1] / "state.pt", map_location="cpu", weights_only=True))
         watch.resumed_at(done)
     spent = dict.fromkeys(("generated_tokens", "trained_tokens"), 0.0)
+    pauser = recorder.pauser if recorder else None
     is_pausing = False
     for iteration in range(done, recipe.iterations):
         if iteration == 0 and recorder:
@@ -365,9 +367,10 @@ def train(
         spent = {name: before + found[name] for name, before in spent.items()}
         step = iteration + 1
         watch.metric(step, **found)
-        if recorder and (step % recipe.sample_every == 0 or step == recipe.iterations):
-            ppo.look(step, recorder)
-            is_pausing = step < recipe.iterations and recorder.pauser is not None and recorder.pauser.has_turned()
+        if step % recipe.sample_every == 0 or step == recipe.iterations:
+            if recorder:
+                ppo.look(step, recorder)
+            is_pausing = step < recipe.iterations and may_pause(recipe) and has_turned(pauser)
         if (step % recipe.save_every == 0 or is_pausing) and step < recipe.iterations:
             watch.flush()  # who goes on from here never says these steps again
             if is_first():
@@ -376,8 +379,8 @@ def train(
             watch.spend(**spent)
             spent = dict.fromkeys(spent, 0.0)
         watch.progress(step, recipe.iterations, f"reward {found['reward']:.2f}, KL {found['kl']:.2f}")
-        if is_pausing and recorder and recorder.pauser:
-            raise recorder.pauser.pause(step)
+        if is_pausing:
+            raise stop_paused(pauser, step)
     watch.spend(**spent)
 
 
@@ -385,6 +388,7 @@ def train_ppo(job: Job) -> None:
     """Trains on the recipe's prompts and stores the policy as a checkpoint."""
     recipe: PpoRecipe = job.recipe
     share_rows(recipe.rollouts, recipe.minibatches)  # refuses what does not divide by the processes
+    check_cards(job)
     with job.read() as session:
         start = weights_of(session, recipe.start)
         reward = weights_of(session, recipe.reward) if recipe.reward is not None else None

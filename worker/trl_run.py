@@ -20,7 +20,7 @@ from worker.distance import Measure, StartReference
 from worker.job import Watch
 from worker.keeping_best import BestCallback
 from worker.loading import Weights, context_of, device, render_prompt
-from worker.pausing import Pauser
+from worker.pausing import Pauser, has_turned, may_pause, stop_paused
 from worker.recorder import Recorder
 from worker.saving import seal_folder, take_newest_whole
 from worker.several import LONGEST_WAIT_S, Released, is_first, n_processes, rank, share_rows
@@ -131,13 +131,15 @@ class SpendCallback(TrainerCallback):
 class LookCallback(TrainerCallback):
     """Calls `look(step)` before the first step, every few steps and after the last; has the run paused where asked.
 
-    `whole_every`: steps after which a state can be gone on from exactly; a pause waits for the next.
+    Of several processes the first alone looks, and all of them pause. `whole_every`: steps after which a state can be
+    gone on from exactly; a pause waits for the next.
     """
 
     def __init__(
-        self, every: int, look: Callable[[int], None], pauser: Pauser | None = None, whole_every: int = 1
+        self, every: int, look: Callable[[int], None], may_pause: bool, pauser: Pauser | None, whole_every: int
     ) -> None:
-        self.every, self.look, self.pauser, self.whole_every = every, look, pauser, whole_every
+        self.every, self.look, self.whole_every = every, look, whole_every
+        self.may_pause, self.pauser = may_pause, pauser
         self.is_pausing = self.has_looked = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -150,7 +152,7 @@ class LookCallback(TrainerCallback):
             self.has_looked = True
         if self.has_looked and state.global_step % self.whole_every == 0 and state.global_step < state.max_steps:
             self.has_looked = False
-            if self.pauser is not None and self.pauser.has_turned():
+            if self.may_pause and has_turned(self.pauser):
                 self.is_pausing = control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -158,21 +160,32 @@ class LookCallback(TrainerCallback):
             control.should_training_stop = True  # only now, so that the state just stored does not say so
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.is_pausing and self.pauser is not None:
-            raise self.pauser.pause(state.global_step)
+        if self.is_pausing:
+            raise stop_paused(self.pauser, state.global_step)
+
+
+def look_every(
+    trainer: Any, recipe: Any, recorder: Recorder | None, look: Callable[[int], None], whole_every: int = 1
+) -> None:
+    """Adds the LookCallback. Every process but the first is without a recorder, and has to learn when to pause."""
+    pauser = recorder.pauser if recorder is not None else None
+    if recorder is not None or may_pause(recipe):
+        seen = look if recorder is not None else lambda step: None
+        trainer.add_callback(LookCallback(recipe.sample_every, seen, may_pause(recipe), pauser, whole_every))
 
 
 def record(
     trainer: Any, recorder: Recorder | None, recipe: SampledRecipe, seed: int, measure: Measure | None = None
 ) -> None:
     """Has the recorder look at the policy while it trains; its distance is that to the start, or as `measure` says."""
-    if recorder is not None and is_first():
+    if recorder is not None:
         measure = measure or StartReference(trainer.model)
-        trainer.add_callback(LookCallback(
-            recipe.sample_every,
-            lambda step: recorder.look(step, trainer.model, recipe.sample_tokens, seed, measure),
-            recorder.pauser,
-        ))  # fmt: skip
+
+    def look(step: int) -> None:
+        assert recorder is not None
+        recorder.look(step, trainer.model, recipe.sample_tokens, seed, measure)
+
+    look_every(trainer, recipe, recorder, look)
 
 
 def quiet_arguments(recipe: TrainingRecipe, folder: Path, seed: int) -> dict[str, Any]:
@@ -203,8 +216,6 @@ def quiet_arguments(recipe: TrainingRecipe, folder: Path, seed: int) -> dict[str
 
 def offline_arguments(recipe: OfflineRecipe, folder: Path, seed: int, start: Weights, has_dev: bool) -> dict[str, Any]:
     """Arguments of the trainers that read a snapshot. No text is longer than the model was made for."""
-    if n_processes() > 1 and getattr(recipe, "is_paused_at_turn", False):
-        raise AppError("A run on several processes cannot pause: switch that off, or run it on one GPU.")
     size = share_rows(recipe.batch_size, recipe.accumulate)
     return {
         **quiet_arguments(recipe, folder, seed),

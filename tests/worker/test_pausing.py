@@ -25,11 +25,12 @@ from app.training.health import find_turn
 from app.training.recipes import DpoRecipe, PpoRecipe
 from tests.benchmarks.rows import demo_prompts, stored_checkpoint
 from tests.chat_server import ChatServer, Request
-from tests.judging.rows import claim_next, do, endpoint_judge, made, read
+from tests.judging.rows import claim_next, do, endpoint_judge, made, read, start
 from tests.worker.test_ppo import write_reward
 from tests.worker.test_rate import rubric, scores
 from tests.worker.test_training_runs import ground, tiny_project  # noqa: F401  fixtures
 from tests.worker.tiny import same, weights_in, write_tiny
+from tests.worker.two import in_both
 from worker.checkpoints import weights_of
 from worker.child import work
 from worker.loading import Weights
@@ -134,6 +135,26 @@ def test_it_pauses_once_hands_over_ten_and_goes_on_bit_equal(
     assert resumed.error is None
     with reading() as session:
         assert outputs(session, run.id, "queue") == [queue_id]
+
+
+@ON_SQLITE
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_two_processes_pause_at_one_step_and_go_on_bit_equal(
+    project: Project, online: dict[str, Any], falling: dict[str, Any], tmp_path: Path, kind: str
+) -> None:
+    fields = {"kind": kind, **KINDS[kind], **online, **(falling if kind == "ppo" else {})}
+    run = in_both(start(project.id, **fields), tmp_path / "paused")
+    assert run.status == "cancelled" and run.is_paused, run.error
+    assert run.error is not None and run.error.startswith(f"Paused after step {run.done}:")
+    with reading() as session:
+        queues = outputs(session, run.id, "queue")
+    with transaction() as session:
+        resume(session, session.get_one(Run, run.id))
+    resumed = in_both(claim_next(), tmp_path / "resumed")
+    whole = in_both(start(project.id, **{**fields, "is_paused_at_turn": False}), tmp_path / "whole")
+    assert same(weights_of_run(resumed), weights_of_run(whole))
+    with reading() as session:
+        assert len(queues) == 1 and outputs(session, run.id, "queue") == queues
 
 
 def test_dpo_pauses_by_its_accuracy_on_dev_pairs(tiny_project: Project, ground: dict[str, int]) -> None:  # noqa: F811

@@ -27,7 +27,7 @@ from tests.judging.rows import claim_next
 from tests.judging.rows import start as claimed
 from tests.worker.test_training_runs import OFFLINE, ground, made, tiny_project
 from tests.worker.test_training_runs import run as run_alone
-from tests.worker.tiny import same, weights_in, write_tiny
+from tests.worker.tiny import same, weights_in
 from tests.worker.two import in_both
 from worker import launch as launching
 from worker.several import share_rows
@@ -249,13 +249,3 @@ def test_a_step_has_the_recipes_rows_however_many_processes(monkeypatch: pytest.
         AppError, match="16 rows per step do not divide into 8 parts on 4 processes each: choose a mult"
     ):
         share_rows(16, 8)
-
-
-def test_several_processes_do_not_pause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from worker.trl_run import offline_arguments
-
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    ids = {"start": 1, "reference": 1, "snapshot": 1, "held_out": 2}
-    recipe: Any = read_recipe({"kind": "dpo", **ids, "is_paused_at_turn": True, **OFFLINE})
-    with pytest.raises(AppError, match="on several processes cannot pause"):
-        offline_arguments(recipe, tmp_path, 1, write_tiny(tmp_path / "base"), has_dev=True)
