@@ -22,7 +22,6 @@ from app.judging.judges import endpoint_of, freeze_judge
 from app.judging.material import read_guide, read_guides
 from app.judging.models import Judge
 from app.judging.ratings import HIGHEST, LOWEST, SCALE, RatedText, RatingAsk, Score, read_scores, render_local, sum_up
-from app.runs.models import Run
 from worker.checkpoints import weights_of
 from worker.job import Job
 from worker.ledger import Known, Unit, add_cost, ask_all_of, judging_cost
@@ -41,9 +40,6 @@ class JudgeReward:
         self.n = self.n_unread = 0
         constitution = int(self.recipe.constitution)
         with job.write() as session:
-            # It may have failed its card since the launch.
-            if not self.is_watching and not get(session, Run, job.run_id).done:
-                job.recipe.check_waiver(session)
             judge = get(session, Judge, self.recipe.judge)
             freeze_judge(session, judge)
             freeze(session, constitution)

@@ -5,8 +5,11 @@ import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from app.db import get
 from app.errors import AppError
 from app.prompts.strict_format import score_by_rule
+from app.runs.models import Run
+from worker.job import Job
 from worker.judge_reward import JudgeReward
 from worker.loading import Weights, load_tokenizer
 from worker.rl_prompts import RlPrompt
@@ -20,6 +23,13 @@ def check_tokens(reward: Weights, tokenizer: Any) -> None:
     """Refuses a reward model that would read other tokens than the policy writes."""
     if load_tokenizer(reward).get_vocab() != tokenizer.get_vocab():
         raise AppError("The reward model reads other tokens than the policy writes: train one on the same base.")
+
+
+def check_cards(job: Job) -> None:
+    """A judge or reward model that has failed its card since the launch lets no first step be made without a reason."""
+    with job.read() as session:
+        if not get(session, Run, job.run_id).done:
+            job.recipe.check_waiver(session)
 
 
 def score_text(prompt: str, text: str, gold: str | None, flip_rate: float, seed: int) -> float:

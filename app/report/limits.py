@@ -9,8 +9,9 @@ from app.judging.pages import said_of_cuts
 from app.report.arms import Material, ReportArm
 from app.report.people import AuditLine, GradingLine
 from app.report.results import BenchmarkResults
-from app.report.signals import rewarding_judges, training_judges, training_snapshots
-from app.review.cards import deciding_card, lines_that
+from app.report.signals import rewarding_judges, rewarding_models, training_judges, training_snapshots
+from app.review.cards import deciding_card, failed_card, judge_of_reward_model, lines_that
+from app.review.models import JudgeCard
 from app.runs.models import Run
 
 LOST = {"failed": "failed", "cancelled": "were cancelled", "paused": "are paused", "skipped": "were skipped"}
@@ -109,10 +110,12 @@ def _cards(session: Session, material: Material) -> list[str]:
                 f"The Judge Card of “{judge.name}” leaves undecided: {'; '.join(lines_that(card, 'undecided'))}."
             )
         elif card.is_passed is False:
-            given = "; ".join(f"“{one}”" for one in reasons)
-            why = f"reason given: {given}" if reasons else "no reason was asked for at its launch"
-            broken = "; ".join(lines_that(card, "failed"))
-            said.append(f"“{judge.name}” failed its Judge Card ({broken}) and its scores rewarded training; {why}.")
+            said.append(_rewarded_in_spite(judge, card, reasons))
+    for key, reasons in rewarding_models(material).items():
+        model = judge_of_reward_model(session, key)
+        failed = failed_card(session, model.id, None) if model else None
+        if failed is not None:  # a reward model that never judged has no card, and none is asked for
+            said.append(_rewarded_in_spite(get(session, Judge, failed.judge_id), failed, reasons))
     for snapshot in training_snapshots(session, material):
         verdicts = get(session, VerdictSet, snapshot.verdict_set_id)
         judge = get(session, Judge, verdicts.judge_id)
@@ -128,6 +131,14 @@ def _cards(session: Session, material: Material) -> list[str]:
             broken = "; ".join(lines_that(card, "failed"))
             said.append(f"“{judge.name}” failed its Judge Card ({broken}) and its labels were trained on; {why}.")
     return list(dict.fromkeys(said))
+
+
+def _rewarded_in_spite(judge: Judge, card: JudgeCard, reasons: list[str]) -> str:
+    given = "; ".join(f"“{one}”" for one in reasons)
+    why = f"reason given: {given}" if reasons else "no reason was asked for at its launch"
+    which = ", a reward model," if judge.kind == "reward" else ""
+    broken = "; ".join(lines_that(card, "failed"))
+    return f"“{judge.name}”{which} failed its Judge Card ({broken}) and its scores rewarded training; {why}."
 
 
 def _cuts(session: Session, material: Material) -> list[str]:

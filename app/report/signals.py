@@ -33,6 +33,17 @@ def rewarding_judges(material: Material) -> dict[tuple[int, int], list[str]]:
     return found
 
 
+def rewarding_models(material: Material) -> dict[int, list[str]]:
+    """The reward model of every run whose rollouts one scored → the reasons given for one that failed as a judge."""
+    found: dict[int, list[str]] = {}
+    for run in filter(None, map(material.run_of, material.steps)):
+        recipe = run.recipe
+        if run.kind in ONLINE and recipe.get("reward") is not None and recipe.get("reward_weight", 1.0):
+            reasons = found.setdefault(int(recipe["reward"]), [])
+            reasons += [one for one in [recipe.get("waiver", "").strip()] if one and one not in reasons]
+    return found
+
+
 def training_snapshots(session: Session, material: Material) -> list[Snapshot]:
     """The snapshots that were trained on."""
     keys = {

@@ -8,7 +8,8 @@ import sqlalchemy as sa
 from sqlmodel import Session, col, select
 
 from app.accounts.models import Account
-from app.judging.models import VerdictSet
+from app.db import get
+from app.judging.models import Judge, VerdictSet
 from app.review.models import Answer, JudgeCard, Queue
 
 SHORTEST_REASON = 10  # characters of a waiver
@@ -60,13 +61,26 @@ def state_of(card: JudgeCard) -> str:
 
 
 def cards_of(session: Session, judge_id: int, constitution_id: int | None) -> list[JudgeCard]:
-    """Finished cards of a judge under a constitution, newest first."""
-    query = select(JudgeCard).where(
-        JudgeCard.judge_id == judge_id, JudgeCard.n > 0, col(JudgeCard.archived_at).is_(None)
-    )
-    same = col(JudgeCard.constitution_id)
-    query = query.where(same.is_(None) if constitution_id is None else same == constitution_id)
+    """Finished cards of a judge under a constitution, newest first.
+
+    A reward model reads no constitution, so all the cards of judges that are this one reward model count.
+    """
+    judge = get(session, Judge, judge_id)
+    query = select(JudgeCard).where(JudgeCard.n > 0, col(JudgeCard.archived_at).is_(None))
+    if judge.kind == "reward":
+        same_model = select(Judge.id).where(Judge.kind == "reward", Judge.checkpoint_id == judge.checkpoint_id)
+        query = query.where(col(JudgeCard.judge_id).in_(same_model))
+    else:
+        same = col(JudgeCard.constitution_id)
+        query = query.where(JudgeCard.judge_id == judge_id)
+        query = query.where(same.is_(None) if constitution_id is None else same == constitution_id)
     return list(session.exec(query.order_by(col(JudgeCard.id).desc())))
+
+
+def judge_of_reward_model(session: Session, checkpoint_id: int) -> Judge | None:
+    """The first judge that is this reward model; None where it never judged, and so has no card."""
+    same = select(Judge).where(Judge.kind == "reward", Judge.checkpoint_id == checkpoint_id)
+    return session.exec(same.order_by(col(Judge.id)).limit(1)).first()
 
 
 def deciding_card(session: Session, judge_id: int, constitution_id: int | None) -> JudgeCard | None:

@@ -18,7 +18,7 @@ from app.pairs.models import PairSet
 from app.projects.access import Member
 from app.prompts.hygiene import warnings_of
 from app.prompts.models import PromptSet
-from app.review.cards import failed_card, lines_that
+from app.review.cards import failed_card, judge_of_reward_model, lines_that
 from app.runs.models import RUN_STATE, STATES, Metric, Run, RunIo
 from app.tables import Column, Filter, Table
 from app.training.health import Note, write_notes
@@ -205,12 +205,15 @@ def read_warnings(session: Session, member: Member, values: Mapping[str, Any]) -
     said += _stale(session, snapshot, {name: row_of(Checkpoint, name) for name in ("reward", "start", "reference")})
     judge = row_of(Judge, "judge")
     constitution = row_of(Constitution, "constitution")
-    failed = failed_card(session, judge.id, constitution.id) if judge and constitution else None
-    if failed is not None:
+    cards = [failed_card(session, judge.id, constitution.id)] if judge and constitution else []
+    reward = row_of(Checkpoint, "reward")
+    model = judge_of_reward_model(session, reward.id) if reward is not None else None
+    cards += [failed_card(session, model.id, None)] if model is not None else []
+    for failed in filter(None, cards):
         broken = "; ".join(lines_that(failed, "failed"))
         said.append(
-            f"“{judge.name}” failed its Judge Card {failed.id} ({broken}): its scores train only with a reason, to be "
-            "typed among the other settings."
+            f"“{get(session, Judge, failed.judge_id).name}” failed its Judge Card {failed.id} ({broken}): its scores "
+            "train only with a reason, to be typed among the other settings."
         )
     return said
 

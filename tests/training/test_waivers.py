@@ -25,7 +25,7 @@ from app.runs.queue import launch
 from tests.judging.rows import make_pairs
 from tests.worker.test_rate import rubric
 from worker.job import Job
-from worker.judge_reward import JudgeReward
+from worker.rewards import check_cards
 
 pytestmark = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 BROKEN = "failed its Judge Card 1 (position flips 0.40 [0.30, 0.50], n = 200, limit at most 0.2)"
@@ -131,13 +131,98 @@ def test_form_api_and_experiment_say_the_same(client: TestClient, scene: Scene) 
     )
 
 
-def test_a_card_that_fails_after_the_launch_holds_until_the_first_step_is_done(scene: Scene) -> None:
+def _fail_as_a_judge(scene: Scene) -> int:
+    """A reward model that was made a judge twice, and failed under a constitution, which it does not read."""
     with transaction() as session:
-        run = launch(session, read_recipe({"kind": "ppo", **scene.fields}), project_id=scene.project.id)
-        run.status, run.attempt = "running", 1
+        model = Checkpoint(project_id=scene.project.id, name="rm", role="reward", method="reward", path="r")
+        session.add(model)
+        session.flush()
+        judges = [Judge(project_id=scene.project.id, name=name, kind="reward", checkpoint_id=model.id)
+                  for name in ("the critic", "the same critic")]  # fmt: skip
+        session.add_all(judges)
+        session.flush()
+        session.add(JudgeCard(
+            project_id=scene.project.id, judge_id=judges[1].id, pair_set_id=scene.pairs, is_passed=False,
+            constitution_id=scene.fields["constitution"], n=200, lines=[LINE],
+        ))  # fmt: skip
+        return model.id
+
+
+BY_MODEL: list[dict[str, Any]] = [
+    {"kind": "ppo"},
+    {"kind": "grpo", "reward_by": "reward_model"},
+    {"kind": "rloo", "reward_by": "mix", "rule_weight": 0.5},
+]
+
+
+@pytest.mark.parametrize("more", BY_MODEL, ids=lambda one: one["kind"])
+def test_a_reward_model_that_failed_as_a_judge_rewards_only_with_a_reason(scene: Scene, more: dict[str, Any]) -> None:
+    fields = {**more, **{name: scene.fields[name] for name in ("start", "reference", "prompt_set")}}
+    fields["reward"] = _fail_as_a_judge(scene)
+
+    def start(**given: Any) -> Run:
+        with transaction() as session:
+            return launch(session, read_recipe({**fields, **given}), project_id=scene.project.id)
+
+    for reason in ("", "because"):
+        with pytest.raises(Invalid) as refused:
+            start(waiver=reason)
+        assert f"“the same critic”, which is this reward model, {BROKEN}" in refused.value.message
+        assert "or choose another reward model" in refused.value.message and "waiver" in refused.value.fields
+    assert start(waiver=REASON).recipe["waiver"] == REASON
+    if more["kind"] == "ppo":
+        start(reward_weight=0, rule_weight=1.0)  # without a weight it rewards nothing
+    with transaction() as session:  # a newer card that passed undoes the failed one
+        other = session.exec(select(Judge.id).where(Judge.name == "the critic")).one()
+        session.add(JudgeCard(
+            project_id=scene.project.id, judge_id=other, pair_set_id=scene.pairs, is_passed=True, n=200, lines=[LINE]
+        ))  # fmt: skip
+    start()
+
+
+def test_of_a_reward_model_form_api_experiment_and_report_say_so_too(client: TestClient, scene: Scene) -> None:
+    key = _fail_as_a_judge(scene)
+    fields = {name: scene.fields[name] for name in ("start", "reference", "prompt_set")} | {"reward": key}
+    assert BROKEN in client.get("/p/demo/forecast/ppo", params=fields).text
+    refused = client.post("/p/demo/new/ppo", data={**fields, "form_key": "w", "waiver": "no"})
+    assert (
+        refused.status_code == 422 and "failed its card 1: say why" in refused.text and "<details open>" in refused.text
+    )
+    page = client.post("/p/demo/new/ppo", data={**fields, "form_key": "w", "waiver": REASON})
+    assert page.status_code == 200 and REASON in client.get(f"{page.url.path}/panel/ppo").text
+    api = client.post("/api/v1/p/demo/runs", json={"kind": "ppo", **fields})
+    assert api.status_code == 422 and BROKEN in api.json()["error"] and list(api.json()["fields"]) == ["waiver"]
+    steps = {}
+    by_model = STUDY.replace('judge: "@judge:the scorer", constitution: "@constitution:rubric", reward_by: judge',
+                             'reward: "@checkpoint:rm", reward_by: reward_model')  # fmt: skip
+    for name, waiver in (("without", ""), ("with", f", waiver: {REASON}")):
+        with transaction() as session:
+            experiment = start_experiment(session, scene.project.id, by_model.replace("WAIVER", waiver)).id
+        advance_all()
+        with reading() as session:
+            steps[name] = session.exec(select(Step).where(Step.experiment_id == experiment)).one()
+    assert steps["without"].status == "failed" and BROKEN in steps["without"].error
+    assert steps["with"].status == "launched", steps["with"].error
+    with reading() as session:
+        material = read_material(session, get(session, Experiment, steps["with"].experiment_id))
+        limits = find_limits(session, material, [], [], [], [])
+    broken = BROKEN.replace("Card 1", "Card")
+    said = f"“the same critic”, a reward model, {broken} and its scores rewarded training; reason given: “{REASON}”."
+    assert said in limits
+
+
+@pytest.mark.parametrize("by", ["judge", "reward model"])
+def test_a_card_that_fails_after_the_launch_holds_until_the_first_step_is_done(scene: Scene, by: str) -> None:
+    fields = scene.fields
+    if by == "reward model":
+        key = _fail_as_a_judge(scene)
+        fields = {name: fields[name] for name in ("start", "reference", "prompt_set")} | {"reward": key}
+    with transaction() as session:
+        run = launch(session, read_recipe({"kind": "ppo", **fields, "waiver": REASON}), project_id=scene.project.id)
+        run.status, run.attempt, run.recipe = "running", 1, {**run.recipe, "waiver": ""}
     scene.fail_the_card()
     with pytest.raises(Invalid, match="failed its Judge Card 1"):
-        JudgeReward(Job(run.id, 1))
+        check_cards(Job(run.id, 1))
     with transaction() as session:
         get(session, Run, run.id).done = 1
-    JudgeReward(Job(run.id, 1))  # what it has begun it goes on with
+    check_cards(Job(run.id, 1))  # what it has begun it goes on with
