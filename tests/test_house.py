@@ -6,7 +6,9 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -82,6 +84,30 @@ def test_only_the_database_module_commits() -> None:
             if isinstance(node, ast.Attribute) and node.attr == "commit"
         ]
         assert not calls or path == ROOT / "app" / "db.py", f"{path}:{calls} commits"
+
+
+def third_party(path: Path) -> set[str]:
+    """What a module imports that is neither Python's nor ours, wherever in the file."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+    return {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"app", "worker"}
+
+
+def test_what_app_and_worker_import_is_declared() -> None:
+    def plain(name: str) -> str:
+        return name.lower().replace("_", "-")
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {plain(re.split(r"[^\w-]", one)[0]) for one in project["dependencies"]}
+    packages = packages_distributions()
+    undeclared = {
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in python_files("app", "worker")
+        for name in third_party(path) - {"vllm"}  # optional: worker/vllm_model.py says what to install
+        if declared.isdisjoint(map(plain, packages.get(name, [])))
+    }
+    assert undeclared == set()
 
 
 def test_files_functions_and_templates_stay_short() -> None:
