@@ -33,7 +33,10 @@ PLAIN_EVERY_S = 30.0  # without a terminal, a line this often while a step goes 
 
 def run(args: argparse.Namespace) -> int:
     path = find_file(args.file)
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise Invalid(f"{path} cannot be read as UTF-8 text: {error}.") from error
     given = {
         "seeds": read_seed_list(args.seeds), "scale": args.scale, "file": str(path),
         "variables": read_variables(args.set, read_outline(text, str(path)).variables),

@@ -16,7 +16,7 @@ def say(text: str = "") -> None:
 def show(args: argparse.Namespace, rows: Sequence[dict[str, Any]], columns: Sequence[str], empty: str) -> None:
     """Rows as a JSON array, or as columns; `empty` says what to do when there are none."""
     if args.json:
-        print(json.dumps([_plain(row) for row in rows], indent=2, ensure_ascii=False))
+        print(_as_json([_plain(row) for row in rows]))
         return
     if not rows:
         say(empty)
@@ -30,9 +30,14 @@ def show(args: argparse.Namespace, rows: Sequence[dict[str, Any]], columns: Sequ
 def show_one(args: argparse.Namespace, row: dict[str, Any], text: str) -> None:
     """One row as JSON, or the text about it."""
     if args.json:
-        print(json.dumps(_plain(row), indent=2, ensure_ascii=False))
+        print(_as_json(_plain(row)))
     else:
         say(text)
+
+
+def _as_json(value: Any) -> str:
+    """Readable where the output takes every character, else escaped: a program gets all of it either way."""
+    return json.dumps(value, indent=2, ensure_ascii=(sys.stdout.encoding or "").lower() not in {"utf-8", "utf8"})
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:

@@ -37,6 +37,14 @@ def _group(commands: Any, name: str, text: str) -> Any:
     return parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
 
+def _count(text: str) -> int:
+    """How many rows to list."""
+    n = int(text)
+    if not 1 <= n <= 1_000_000:
+        raise argparse.ArgumentTypeError("from 1 to 1000000")
+    return n
+
+
 def _serving(commands: Any) -> None:
     _add(commands, "up", serve.up, "serve the app with its broker and workers until Ctrl-C")
     demo = _add(commands, "demo", serve.demo, "run the whole study on a tiny model, then keep serving")
@@ -84,7 +92,7 @@ def _work(commands: Any) -> None:
     group = _group(commands, "runs", "list, launch, show, cancel and resume runs")
     listing = _add(group, "list", runs.list_, "list the runs, newest first", is_data=True, is_project=True)
     listing.add_argument("--status", default="", help="queued, running, paused, done, failed, cancelled or skipped")
-    listing.add_argument("--limit", type=int, default=50)
+    listing.add_argument("--limit", type=_count, default=50)
     start = _add(group, "launch", runs.start, "launch a run of any kind", is_data=True, is_project=True)
     start.add_argument("kind", help="see: preflab recipes")
     _launching(start, "")
@@ -96,7 +104,7 @@ def _work(commands: Any) -> None:
         commands, "list", runs.list_rows_of, "list the rows of a noun, newest first", is_data=True, is_project=True
     )
     listing.add_argument("noun", choices=sorted(PAGES), metavar="NOUN", help=f"one of {', '.join(sorted(PAGES))}")
-    listing.add_argument("--limit", type=int, default=50)
+    listing.add_argument("--limit", type=_count, default=50)
     listing = _add(commands, "checkpoints", runs.list_rows_of, "list the checkpoints", is_data=True, is_project=True)
     listing.set_defaults(noun="checkpoint", limit=None)
     recipes = _add(commands, "recipes", runs.recipes, "list the kinds of runs, or the fields of one", is_data=True)

@@ -37,12 +37,14 @@ def read_fields(pairs: list[str]) -> dict[str, Any]:
             raise Invalid(f"“{pair}” is no FIELD=VALUE.")
         try:
             value = yaml.safe_load(text) if text.startswith("[") else text or None
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, LookupError, AttributeError) as error:  # a tag that does not fit, too
             raise Invalid(f"{name}: “{text}” is no list such as [train, dev].") from error
         *path, last = name.split(".")
         place = values
         for part in path:
             place = place.setdefault(part, {})
+            if not isinstance(place, dict):
+                raise Invalid(f"{pair}: {part} has a value already, so it holds no fields.")
         place[last] = value
     return values
 

@@ -22,6 +22,7 @@ SHIPPED = ROOT / "experiments"
 MAX_CHARS = 200_000
 MAX_DEPTH = 12
 MAX_STEPS = 500
+MOST_SCALE = 24  # characters of a scale's name
 MOST_VALUE = 60  # characters of an axis's value
 NAME = r"^[a-z][a-z0-9_]{0,59}$"
 WRITTEN_NAME = r"^[a-z{][a-z0-9_{}]{0,79}$"  # may hold {axis}
@@ -55,7 +56,9 @@ class ExperimentText(BaseModel):
     one_start: bool = Field(
         True, description="Arms held to a reference start from one checkpoint; false where they mean not to."
     )
-    scale: str = Field("full", pattern=NAME, description="What the recipes as written are called.")
+    scale: str = Field(
+        "full", pattern=NAME, max_length=MOST_SCALE, description="What the recipes as written are called."
+    )
     scales: dict[str, dict[str, dict[str, Any] | None]] = Field(
         {}, description="Scale → step → fields that differ; with a kind, the whole recipe; null, no such step."
     )
@@ -117,7 +120,7 @@ class _Lines:
         self._walk(root, ())
 
     def _refuse_traps(self, text: str) -> None:
-        """Aliases and deep nesting make small files enormous in memory; an experiment needs neither."""
+        """Aliases and deep nesting make small files enormous in memory, and a tag may break PyYAML."""
         if len(text) > MAX_CHARS:
             raise self.error(1, f"the file is longer than {MAX_CHARS:,} characters")
         depth = 0
@@ -125,6 +128,8 @@ class _Lines:
             line = event.start_mark.line + 1 if event.start_mark else 1
             if isinstance(event, yaml.AliasEvent):
                 raise self.error(line, "write it out: aliases (*name) are not read here")
+            if getattr(event, "tag", None) is not None:
+                raise self.error(line, f"leave the tag out: {event.tag} and other tags (!!name) are not read here")
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > MAX_DEPTH:
                 raise self.error(line, f"nested deeper than {MAX_DEPTH} levels")
@@ -253,6 +258,8 @@ def _plan(read: ExperimentText, lines: _Lines, scale: str, given: dict[str, str]
         raise Invalid(f"{lines.file} has no scale “{scale}”. Its scales: {known}.", {"scale": [f"one of: {known}"]})
     cells = _expand(read, lines)
     for name, changes in read.scales.items():
+        if len(name) > MOST_SCALE:
+            raise lines.wrong(("scales", name), f"a scale's name has at most {MOST_SCALE} characters")
         for unknown in set(changes) - {one for cell in cells for one in cell.names}:
             raise lines.wrong(("scales", name, unknown), "the file has no such step")
     changes = read.scales.get(scale, {})
@@ -318,7 +325,7 @@ def _fill_in(
 def _check_recipe(values: dict[str, Any], lines: _Lines, here: tuple[str | int, ...], scale: str) -> Recipe:
     """Reads the recipe with a number in place of each reference, so that a wrong field is found before the start."""
     kind = values.get("kind")
-    if kind not in RECIPES:
+    if not isinstance(kind, str) or kind not in RECIPES:
         raise lines.wrong((*here, "recipe", "kind"), f"there is no kind “{kind}”. Kinds: {', '.join(RECIPES)}")
     stand_ins: dict[str, int] = {}
     filled = {**values}

@@ -244,6 +244,28 @@ def test_wrong_seeds_and_fields_are_refused() -> None:
     with pytest.raises(Invalid, match="no FIELD=VALUE"):
         read_fields(["lr"])
     assert read_fields(["a.b=1", "a.c=", "d=[x, y]"]) == {"a": {"b": "1", "c": None}, "d": ["x", "y"]}
+    for pairs in (["a=1", "a.b=2"], ["a=[!!bool x]"], ['a=[!!timestamp "x"]']):
+        with pytest.raises(Invalid):
+            read_fields(pairs)
+
+
+def test_what_cannot_be_stored_or_read_is_said_in_a_line(project: None, tmp_path: Path) -> None:
+    assert "cannot be stored" in preflab("user", "add", "\udcff", code=1)  # a byte of the command line that is no UTF-8
+    for wrong in ("-1", "0", str(2**70), "x"):
+        preflab("runs", "list", "--limit", wrong, code=2)
+    file = tmp_path / "latin.yaml"
+    file.write_bytes("name: Größe".encode("latin-1"))
+    assert "cannot be read as UTF-8" in preflab("experiment", "run", str(file), code=1)
+
+
+def test_a_terminal_without_unicode_loses_no_json_and_crashes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for words in (["recipes", "judge"], ["recipes", "judge", "--json"]):
+        raw = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+        assert main(words) == 0
+        sys.stdout.flush()
+        said = raw.getvalue().decode("ascii")
+    assert any("’" in one["what"] for one in json.loads(said))
 
 
 def test_up_on_an_empty_folder_offers_a_way_in(data_dir: Path) -> None:

@@ -84,6 +84,13 @@ MISTAKES = [
     ("    arm: base", "    when: server", "line 14: step “base”, when: the file declares no variable “server”"),
     ("question: Does it?", "question: &a Does it?\nx: *a", "aliases"),
     ("question: Does it?", "question: " + "[" * 20 + "]" * 20, "nested deeper than"),
+    *[
+        ("question: Does it?", f"question: {tag}", "line 2: leave the tag out")
+        for tag in ("!!bool x", '!!int ""', '!!float ""', '!!timestamp "x"', "!!set {b}", "!other x")
+    ],
+    ("kind: demo_base", "kind: [demo_base]", "step “base”, kind: there is no kind “['demo_base']”"),
+    ("kind: demo_base", "kind: {a: b}", "step “base”, kind: there is no kind"),
+    ("  small:\n", f"  {'s' * 25}: {{}}\n  small:\n", "a scale's name has at most 24 characters"),
     ("question: Does it?", 'question: "\\0"', "NUL"),
     ("question: Does it?", 'question: "\\ud800"', "surrogates not allowed"),
     (GOOD, "- a\n- b\n", "an experiment file begins with"),
