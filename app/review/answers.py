@@ -8,13 +8,13 @@ an even split, none stands and the pair waits for an adjudicator (adjudication.p
 import sqlalchemy as sa
 from sqlmodel import Session, col, select
 
-from app.db import get, now
+from app.db import clean_text, get, now
 from app.errors import Conflict, Invalid, NotFound
 from app.judging.models import Verdict
 from app.pairs.models import Pair, PairSet
 from app.projects.access import Member
 from app.review.adjudication import Word, decide, is_split, read_words
-from app.review.leases import seconds_held
+from app.review.leases import NOTE_MAX, newer_note, seconds_held
 from app.review.models import Answer, Override, Queue
 from app.review.tallies import count_done
 
@@ -53,7 +53,8 @@ def project_answer(session: Session, member: Member, answer_id: int) -> tuple[An
 
 
 def give_answer(session: Session, answer: Answer, queue: Queue, account_id: int, choice: str, note: str = "") -> None:
-    """Stores the blind answer of a place this person holds, once; a second press of the same key changes nothing.
+    """Stores the blind answer of a place this person holds, once; a second press of the same key changes nothing but
+    the comment, if it comes with another one.
 
     Raises Conflict when the place is another's, was answered otherwise before, or the queue is closed.
     """
@@ -65,7 +66,7 @@ def give_answer(session: Session, answer: Answer, queue: Queue, account_id: int,
         sa.update(Answer)
         .where(col(Answer.id) == answer.id, col(Answer.account_id) == account_id, col(Answer.first).is_(None))
         .values(
-            first=wanted, note=note.strip()[:10_000], answered_at=now(),
+            first=wanted, note=clean_text(note).strip()[:NOTE_MAX], answered_at=now(),
             seconds=seconds_held(session, answer),
         )
     )  # fmt: skip
@@ -75,6 +76,9 @@ def give_answer(session: Session, answer: Answer, queue: Queue, account_id: int,
             raise Conflict("You do not hold this pair any more: it went to somebody else. Go on with the next one.")
         if answer.first != wanted:
             raise Conflict("Your first answer stands. Press U on its page to change what the label becomes.")
+        answer.note = newer_note(note, answer.note)
+        session.flush()
+        _settle(session, answer, queue, before)
         return
     count_done(session, queue.id, account_id, 1, int(wanted == "skip"))
     _settle(session, answer, queue, before)
@@ -89,7 +93,7 @@ def change_answer(session: Session, answer: Answer, queue: Queue, account_id: in
     before = _lock_and_read(session, answer.pair_id)
     answer.later = in_pair_frame(choice, answer.is_swapped)
     if note.strip():
-        answer.note = note.strip()[:10_000]
+        answer.note = clean_text(note).strip()[:NOTE_MAX]
     session.flush()
     _settle(session, answer, queue, before)
 
@@ -123,6 +127,8 @@ def _settle(session: Session, answer: Answer, queue: Queue, before: list[Word]) 
     held = standing.choice if standing else None
     wanted = people if is_needed or held == people else None  # one made over another judge's verdict stays
     if held == wanted:
+        if standing is not None and standing.answer_id == answer.id:
+            _say_why(session, standing, answer.note)
         if is_split(before) != is_split(words):  # no override changes, but whether the pair may be trained on does
             _move_labels_on(session, pair_id, 0)
         return
@@ -138,6 +144,18 @@ def _settle(session: Session, answer: Answer, queue: Queue, before: list[Word]) 
             pair_id=pair_id, choice=wanted, account_id=speaker.account_id, why=why, answer_id=speaker.answer_id
         ))  # fmt: skip
     _move_labels_on(session, pair_id, int(wanted is not None) - int(standing is not None))
+
+
+def _say_why(session: Session, standing: Override, why: str) -> None:
+    """A newer comment of who made an override: the same word over the pair, and the history keeps the older why."""
+    if not why or standing.why == why:
+        return
+    standing.withdrawn_at = now()
+    session.flush()
+    session.add(Override(
+        pair_id=standing.pair_id, choice=standing.choice, account_id=standing.account_id, why=why,
+        answer_id=standing.answer_id,
+    ))  # fmt: skip
 
 
 def standing_override(session: Session, pair_id: int) -> Override | None:

@@ -16,6 +16,7 @@ from app.review.models import Answer, Mark, Queue
 LEASE_S = 15 * 60.0
 IDLE_S = 5 * 60.0  # a longer pause over one item is no work: its time is counted up to here
 NOTE_MAX = 10_000
+EARLIER = "Said before: "
 
 Place = TypeVar("Place", Answer, Mark)
 
@@ -130,6 +131,17 @@ def keep_draft(session: Session, kind: type[Place], place_id: int, account_id: i
         .values(note=clean_text(note)[:NOTE_MAX])
     )
     return bool(kept.rowcount == 1)  # type: ignore[attr-defined]
+
+
+def newer_note(note: str, before: str) -> str:
+    """A comment sent with an answer that is stored already: it comes first, and what was said before it stays below.
+
+    Sent again, or sent empty, it changes nothing.
+    """
+    note = clean_text(note).strip()
+    if not note or before == note or before.startswith(f"{note}\n{EARLIER}"):
+        return before
+    return (f"{note}\n{EARLIER}{before}" if before else note)[:NOTE_MAX]
 
 
 def seconds_held(session: Session, place: Answer | Mark) -> float | None:

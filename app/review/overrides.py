@@ -106,6 +106,6 @@ def _overrides(session: Session, pair_id: int) -> list[Event]:
     for override, by, taken_by in rows:
         found.append(Event(override.made_at, "override", by, override.choice, override.why, override_id=override.id))
         if override.withdrawn_at is not None:
-            why = "taken back by hand" if taken_by else "people’s answers changed"
+            why = "taken back by hand" if taken_by else "people’s answers or their comment changed"
             found.append(Event(override.withdrawn_at, "withdrawal", taken_by or "", override.choice, why))
     return found

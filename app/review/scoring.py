@@ -14,7 +14,7 @@ from app.judging.models import Judge, Rating, RatingSet
 from app.pairs.models import Completion
 from app.projects.access import Member
 from app.prompts.models import Prompt
-from app.review.leases import NOTE_MAX, seconds_held
+from app.review.leases import NOTE_MAX, newer_note, seconds_held
 from app.review.models import Mark, Queue
 from app.review.tallies import count_done
 
@@ -98,8 +98,8 @@ def give_scores(
 ) -> None:
     """Stores the blind scores of a place this person holds, once; None skips it.
 
-    The same scores sent again change nothing. Raises Conflict when the place is another's, was scored otherwise, or the
-    queue is closed.
+    The same scores sent again change nothing but the comment, if it is another. Raises Conflict when the place is
+    another's, was scored otherwise, or the queue is closed.
     """
     if queue.closed_at is not None:
         raise Conflict("This queue is closed: your comment is kept with the completion, in case it is opened again.")
@@ -119,6 +119,7 @@ def give_scores(
             raise Conflict(
                 "Your scores stand: you have seen the judge’s. Take them back on their page if they are wrong."
             )
+        mark.note = newer_note(note, mark.note)
         return
     count_done(session, queue.id, account_id, 1, int(scores is None))
 

@@ -13,7 +13,7 @@ from app.accounts.models import Account
 from app.db import db_now, get, reading, transaction
 from app.errors import Conflict
 from app.judging.models import Verdict, VerdictSet
-from app.pairs.models import PairSet
+from app.pairs.models import Pair, PairSet
 from app.projects.models import Project
 from app.review.agreement import read_agreement
 from app.review.answers import as_shown, change_answer, give_answer, in_pair_frame, withdraw
@@ -192,6 +192,34 @@ def test_first_answer_is_immutable_and_undo_moves_only_the_override(queue: Queue
         assert after.lines is not None and before.lines is not None
         assert after.lines.all_items.value == before.lines.all_items.value == 0
     assert labels_version(queue) == 2
+
+
+def test_a_newer_comment_with_the_same_answer_wins_and_the_history_keeps_the_older(queue: Queue) -> None:
+    me = owner_id()
+    row = answer_as(queue, me, "differ", note="b is wrong")
+
+    def again(note: str) -> str:
+        with transaction() as session:
+            given = get(session, Answer, row.id)
+            give_answer(session, given, queue, me, str(as_shown(given.first, given.is_swapped)), note)
+            return given.note
+
+    both = "it names no source\nSaid before: b is wrong"
+    assert [again(""), again("b is wrong")] == ["b is wrong"] * 2  # a second press alone changes nothing
+    assert [again(" it names no source"), again("it names no source"), again("")] == [both] * 3
+    with reading() as session:
+        old, new = session.exec(select(Override).order_by(col(Override.id))).all()
+        assert (old.why, new.why, new.choice, new.answer_id) == ("b is wrong", both, old.choice, row.id)
+        assert old.withdrawn_at is not None and new.withdrawn_at is None
+        assert get(session, PairSet, get(session, Pair, row.pair_id).pair_set_id).n_overridden == 1
+    assert labels_version(queue) == 1  # no label moved
+    with transaction() as session:  # after the reveal the comment is edited in its own field
+        given = get(session, Answer, row.id)
+        change_answer(session, given, queue, me, str(as_shown(given.first, given.is_swapped)), "it cites nothing")
+    with reading() as session:
+        whys = [one.why for one in session.exec(select(Override).order_by(col(Override.id)))]
+        assert whys == ["b is wrong", both, "it cites nothing"] and labels_version(queue) == 1
+    assert len(again("x" * 20_000)) == 10_000
 
 
 def test_overrides_only_contradictions(queue: Queue) -> None:

@@ -129,6 +129,8 @@ def test_a_page_scores_blind_then_shows_the_judge(client: TestClient, project: P
     assert shown.status_code == 200 and "&lt;i&gt;long&lt;/i&gt;" in shown.text
     assert "secret score" in shown.text or "unreadable" in shown.text
     assert client.post(here, data={"score_0": "8", "score_1": "3"}).status_code == 200  # sent twice is once
+    newer = client.post(here, data={"score_0": "8", "score_1": "3", "note": "too long"}).text
+    assert "too long" in newer and "Said before: &lt;i&gt;long" in newer
     assert client.post(here, data={"score_0": "9", "score_1": "3"}).status_code == 409
     assert "taken back" in client.post(f"{here}/back").text
     with reading() as session:
