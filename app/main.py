@@ -39,6 +39,7 @@ from app.pairs import play_routes as playground
 from app.pairs import routes as pairs
 from app.projects import routes as projects
 from app.projects.access import check_policies
+from app.prompts import fetched_routes as fetched
 from app.prompts import routes as prompts
 from app.recipes import routes as recipes
 from app.report import routes as report
@@ -59,7 +60,7 @@ POLICY = (
     "form-action 'self'; frame-ancestors 'none'"
 )
 SLICES = (
-    accounts, projects, home, import_wizard, prompts, checkpoints, exports, pairs, playground, annotations,
+    accounts, projects, home, import_wizard, fetched, prompts, checkpoints, exports, pairs, playground, annotations,
     constitutions, judging, ratings, judge_cards, estimates, review, revising, label_diffs, rounds, budgets, training,
     benchmarks, grading, report, sweeps, experiments, recipes, runs,
 )  # fmt: skip

@@ -5,7 +5,7 @@ from typing import Any
 
 from app import __version__
 from app.accounts.models import ROLES
-from app.cli import admin, doctor, experiments, runs, serve
+from app.cli import admin, doctor, experiments, hub, runs, serve
 from app.runs.routes import PAGES
 
 
@@ -154,6 +154,11 @@ def _people(commands: Any) -> None:
 def _upkeep(commands: Any) -> None:
     db = _group(commands, "db", "the database")
     _add(db, "upgrade", admin.upgrade, "bring the database's schema to this version")
+    fetched = _group(commands, "hub", "what was fetched from the Hugging Face hub: list, delete")
+    _add(fetched, "list", hub.list_, "list data sets' rows in the data folder, the largest first", is_data=True)
+    gone = _add(fetched, "delete", hub.delete, "delete what no live run uses; it can be fetched again")
+    gone.add_argument("key", nargs="*", metavar="KEY", help="as hub list prints them")
+    gone.add_argument("--unused", action="store_true", help="all that no live run uses")
     _add(commands, "doctor", doctor.check_up, "check database, broker, workers, disk, GPU and versions", is_data=True)
     listing = _add(commands, "settings", doctor.list_settings, "list the settings and their values", is_data=True)
     listing.add_argument("--markdown", action="store_true", help="print docs/configuration.md")

@@ -18,15 +18,19 @@ from sqlmodel import select
 from starlette.testclient import TestClient
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from app.accounts.models import Account
 from app.annotations.models import AnnotationSet
 from app.checkpoints.models import Checkpoint
 from app.cli import main
+from app.config import settings
 from app.db import get, reading, transaction
 from app.experiments.advance import advance_all
 from app.experiments.models import Step
 from app.experiments.start import start_experiment
-from app.projects.models import Project
+from app.projects.models import Membership, Project
+from app.projects.projects import make_project
 from app.prompts.models import PromptSet
+from app.prompts.sources import fetched_name
 from app.runs.models import QUEUES, Run
 from app.runs.queue import claim, give_back
 from tests.hub_server import TOKEN, Hub
@@ -223,6 +227,50 @@ def test_first_rows_are_looked_at_before_anything_is_stored(client: TestClient, 
     assert "Fetch its first rows" in unseen and "Import as" not in unseen
     start = {"path": "some/gated", "format": "hub", "target": "pairs", "as": "pairs"}
     assert "has been fetched from the hub yet" in client.post("/p/demo/import/start", data=start).text
+
+
+def test_what_was_fetched_is_listed_and_deleted_unless_a_live_run_uses_it(
+    client: TestClient, project: Project, online: Hub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = "/p/demo/import/fetched"
+    assert "Nothing lies here" in client.get(page).text
+    looked = do(project.id, "peek_hub", path="some/pairs")
+    imported = do(project.id, "import_pairs", path="some/pairs", format="hub")
+    (settings().data_path / "hub" / "left over.jsonl").write_text("{}")
+    other = make_other_project(project)
+    do(other, "peek_hub", path="some/configs/plain:test")  # of another project: not for this one's pages
+
+    rows = {one["what"]: one for one in client.get("/api/v1/p/demo/import/fetched").json() if one["name"]}
+    assert set(rows) == {"first rows", "whole copy"}
+    assert {one["name"] for one in rows.values()} == {fetched_name(looked.id)}
+    assert rows["first rows"]["runs"] == [looked.id, imported.id] and rows["whole copy"]["runs"] == [imported.id]
+    shown = client.get(page).text
+    assert shown.count(fetched_name(looked.id)) >= 2 and "known to no run" in shown and "some/configs" not in shown
+    assert f"{page}" in client.get("/p/demo/settings").text and f"{page}" in client.get("/p/demo/prompts/import").text
+
+    live = start(project.id, "import_prompts", path="some/pairs", format="hub")  # running, whatever it has read so far
+    refused = client.post(f"{page}/{rows['first rows']['key']}/delete")
+    assert refused.status_code == 409 and f"Run {live.id} uses some/pairs@" in refused.text
+    assert client.post(f"/api/v1/p/demo/import/fetched/{rows['whole copy']['key']}/delete").status_code == 200
+    assert client.post(f"{page}/{rows['whole copy']['key']}/delete").status_code == 404
+    assert main(["hub", "list"]) == 0
+    said = capsys.readouterr().out
+    assert "first rows" in said and "whole copy" not in said and "some/configs/plain@" in said
+    assert main(["hub", "delete", rows["first rows"]["key"]]) == 1
+    assert f"Run {live.id} uses" in capsys.readouterr().err
+    assert client.post(f"{page}/delete").status_code == 200  # the left over file alone: the other is in use
+    assert [one["what"] for one in client.get("/api/v1/p/demo/import/fetched").json()] == ["first rows"]
+
+    assert work(live.id, live.attempt) == "done"
+    assert main(["hub", "delete", "--unused"]) == 0
+    assert not list(settings().data_path.glob("hub/*")) and not list(settings().data_path.glob("runs/*/hub.jsonl"))
+    assert "Fetch its first rows" in client.get(f"/p/demo/import/look?path={fetched_name(looked.id)}&format=hub").text
+
+
+def make_other_project(project: Project) -> int:
+    with transaction() as session:
+        owner = session.exec(select(Membership.account_id).where(Membership.project_id == project.id)).first()
+        return make_project(session, "other", "Other", get(session, Account, owner or 0)).id
 
 
 @pytest.fixture(scope="module")
