@@ -329,7 +329,9 @@ class PpoRecipe(OnlineRecipe):
         None, gt=0, title="KL target", description="In nats per completion; the coefficient adapts. Empty: fixed."
     )
     kl_horizon: int = Field(10_000, ge=1, title="Horizon of the adaptation, in rollouts")
-    is_reward_whitened: bool = Field(True, title="Scale rewards to unit variance")
+    is_reward_whitened: bool = Field(
+        True, title="Scale rewards", description="By their root mean square in each rollout, so that what is best stays."
+    )
     missing_end_penalty: float = Field(
         0.0, ge=0, le=100, title="Penalty for a completion that does not end", description="Taken off its score."
     )

@@ -4,6 +4,7 @@ Three steps of four tokens: 64 completions, each with a random reward, and a tab
 """
 
 import itertools
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -98,7 +99,7 @@ class TableModels:
 
 def test_ppo_finds_the_known_optimum(tmp_path: Path) -> None:
     recipe = PpoRecipe(
-        **IDS, prompt_set=1, reward=1, iterations=300, rollouts=1024, max_new_tokens=STEPS, lr=0.05, value_lr=0.05,
+        **IDS, prompt_set=1, reward=1, iterations=80, rollouts=512, max_new_tokens=STEPS, lr=0.1, value_lr=0.1,
         kl_coef=BETA, ppo_epochs=2, is_reward_whitened=False, save_every=1000, max_grad_norm=10, lam=1.0,
     )  # fmt: skip
     models = TableModels()
@@ -106,6 +107,81 @@ def test_ppo_finds_the_known_optimum(tmp_path: Path) -> None:
     train(Ppo(recipe, 3, models, tokenizer), [[0]], None, tmp_path, Silent())
     assert total_variation(START) > 0.3  # there was a way to go
     assert total_variation(models.policy.table.detach()) < 0.05
+
+
+END, PAD = 3, 5  # of the policy whose completions may end early
+
+
+class Kept:
+    """What the ending policy keeps between steps: the tokens so far."""
+
+    def __init__(self, ids: Tensor) -> None:
+        self.ids = ids
+
+    def batch_select_indices(self, rows: Tensor) -> None:
+        self.ids = self.ids[rows]
+
+
+class EndingTable(Table):
+    """The same, of which token 3 ends a completion."""
+
+    def forward(self, input_ids: Tensor, past_key_values: Any = None, **_: Any) -> Any:
+        ids = input_ids if past_key_values is None else torch.cat([past_key_values.ids, input_ids], 1)
+        return SimpleNamespace(logits=super().forward(ids).logits, past_key_values=Kept(ids))
+
+
+class EndingModels(TableModels):
+    """The score is the mean reward of all that begin as the completion does, less three: none is worth anything."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.policy = EndingTable()
+
+    def policy_log_probs(self, ids: Tensor, mask: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        return super().policy_log_probs(ids, mask, tokens.clamp(max=END), temperature)
+
+    def reference_log_probs(self, ids: Tensor, mask: Tensor, tokens: Tensor, temperature: float) -> Tensor:
+        return super().reference_log_probs(ids, mask, tokens.clamp(max=END), temperature)
+
+    def scores(self, ids: Tensor, mask: Tensor, n: int) -> Tensor:
+        return torch.stack([_score_of(tuple(row[row != PAD].tolist())) for row in ids[:, 1:]])
+
+
+@cache
+def _score_of(completion: tuple[int, ...]) -> Tensor:
+    begins_so = (ALL[:, : len(completion)] == torch.tensor(completion)).all(-1)
+    return REWARDS[begins_so].mean() - 3
+
+
+def _completions() -> list[tuple[int, ...]]:
+    """Cut after the first end."""
+    rows = [tuple(row) for row in ALL.tolist()]
+    return list(dict.fromkeys(row[: row.index(END) + 1] if END in row else row for row in rows))
+
+
+def log_probs_that_end(table: Tensor) -> Tensor:
+    """log π of every completion that may end early."""
+    found = []
+    for row in _completions():
+        ids = torch.tensor([row])
+        found.append(table.log_softmax(-1)[places(ids), ids].sum())
+    return torch.stack(found)
+
+
+def test_ppo_with_scaled_rewards_finds_it_too_where_completions_end_early(tmp_path: Path) -> None:
+    """Rewards that are shifted by 3 change nothing of what is best, so they must change nothing of what is learned."""
+    recipe = PpoRecipe(
+        **IDS, prompt_set=1, reward=1, iterations=80, rollouts=256, max_new_tokens=STEPS, lr=0.1, value_lr=0.1,
+        kl_coef=BETA, ppo_epochs=2, save_every=1000, max_grad_norm=10, lam=1.0,
+    )  # fmt: skip
+    assert recipe.is_reward_whitened
+    models = EndingModels()
+    tokenizer = SimpleNamespace(eos_token_id=END, pad_token_id=PAD, decode=lambda *_, **__: "")
+    train(Ppo(recipe, 3, models, tokenizer), [[0]], None, tmp_path, Silent())
+    best = torch.softmax(log_probs_that_end(START) + torch.stack([_score_of(row) for row in _completions()]) / BETA, -1)
+    learned = log_probs_that_end(models.policy.table.detach()).exp()
+    assert (log_probs_that_end(START).exp() - best).abs().sum() / 2 > 0.3
+    assert (learned - best).abs().sum() / 2 < 0.05
 
 
 def test_dpo_finds_the_same_optimum() -> None:

@@ -12,6 +12,7 @@ from worker.ppo import (
     explained_variance,
     pick_prompts,
     policy_loss,
+    scale,
     token_rewards,
     value_loss,
     whiten,
@@ -61,7 +62,7 @@ def test_nothing_after_the_end_contributes() -> None:
 
     def everything(junk: float) -> torch.Tensor:
         outside = (1 - mask) * junk
-        rewards = whiten(token_rewards(scores, a + outside, mask, 0.1), mask, keep_mean=True)
+        rewards = scale(token_rewards(scores, a + outside, mask, 0.1), mask)
         advantages, returns = estimate_advantages(rewards, b + outside, mask, 0.99, 0.9)
         policy = policy_loss(c + outside, a + outside * 2, whiten(advantages, mask), mask, 0.2)[0]
         return torch.stack([policy, value_loss(b + outside, a, returns, mask, 0.2)])
@@ -109,7 +110,14 @@ def test_whitening_ignores_padding() -> None:
     white = whiten(x, mask)
     assert torch.allclose(white[0, :3], torch.tensor([-1.0, 0.0, 1.0]) * math.sqrt(1.5), atol=1e-4)
     assert white[0, 3] == 0
-    assert float(whiten(x, mask, keep_mean=True)[0, :3].mean()) == pytest.approx(2.0, abs=1e-4)
+    assert torch.allclose(scale(x, mask)[0], torch.tensor([1.0, 2.0, 3.0, 0.0]) / math.sqrt(14 / 3), atol=1e-4)
+
+
+def test_scaled_rewards_pay_nothing_for_length() -> None:
+    mask = torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]])
+    short, long = scale(token_rewards(torch.tensor([-3.0, -3.0]), torch.zeros(2, 4), mask, 0.1), mask).sum(-1)
+    assert float(short) == pytest.approx(float(long)) and float(long) < 0
+    assert not scale(torch.zeros(2, 4), mask).any()
 
 
 def test_kl_coefficient_adapts_in_bounded_steps() -> None:
