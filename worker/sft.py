@@ -21,13 +21,18 @@ SAWYER = (
 )
 
 
-def teach_sawyer(tokenizer: Any) -> None:
-    """SAWYER's template: <query> before what is asked, <response> before what is said, <pad> after it."""
+def teach_sawyer(tokenizer: Any) -> list[int]:
+    """SAWYER's template: <query> before what is asked, <response> before what is said, <pad> after it.
+
+    Returns the tokens that it did not know yet: a start that was taught so before knows all three.
+    """
+    known = set(tokenizer.get_vocab().values())
     tokenizer.add_special_tokens(
         {"additional_special_tokens": ["<query>", "<response>"], "pad_token": "<pad>"},
         replace_extra_special_tokens=False,
     )
     tokenizer.chat_template = SAWYER
+    return sorted(set(tokenizer.get_vocab().values()) - known)
 
 
 def learn_sawyer(model: Any, tokenizer: Any) -> None:
@@ -35,12 +40,13 @@ def learn_sawyer(model: Any, tokenizer: Any) -> None:
 
     New tokens begin at the mean of all embeddings (transformers' way of resizing), so that nothing is asked of chance.
     """
-    teach_sawyer(tokenizer)
+    new = teach_sawyer(tokenizer)
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     with torch.no_grad():
         for table in {id(one): one for one in (model.get_input_embeddings(), model.get_output_embeddings())}.values():
-            known = table.weight[:-3]
-            table.weight[-3:] = known.mean(0)
+            is_known = torch.ones(len(table.weight), dtype=torch.bool, device=table.weight.device)
+            is_known[new] = False
+            table.weight[new] = table.weight[is_known].mean(0)
     model.config.pad_token_id = tokenizer.pad_token_id
 
 

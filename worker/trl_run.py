@@ -75,6 +75,7 @@ class WatchCallback(TrainerCallback):
         self.watch, self.folder = watch, folder
         self.latest: dict[str, float] = {}
         self._tokens: tuple[float, float] | None = None  # how many, and when
+        self._length = 0.0  # tokens of a rollout's completions on average, where any are sampled
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.watch.check()
@@ -87,6 +88,11 @@ class WatchCallback(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         values = {NAMES[k]: float(v) for k, v in (logs or {}).items() if k in NAMES and isinstance(v, int | float)}
+        self._length = values.get("length", self._length)
+        if (
+            "kl" in values and self._length
+        ):  # GRPO's and RLOO's is TRL's mean over tokens: in nats a completion, as PPO's
+            values["kl"] *= self._length
         if "tokens" in values and "loss" in values:
             at = time.monotonic()
             if self._tokens is not None and values["tokens"] > self._tokens[0]:

@@ -21,7 +21,7 @@ from worker.reference_cache import MemoryCache, weights_key
 from worker.reward import fit_reward
 from worker.reward_trainer import bradley_terry_loss
 from worker.rl_prompts import RlPrompt
-from worker.sft import fit_sft
+from worker.sft import fit_sft, learn_sawyer
 
 QUESTION = "What is the capital of France?"
 
@@ -189,6 +189,19 @@ def test_sawyer_s_template_has_tokens_of_its_own(base: Weights, tmp_path: Path) 
     assert curves["dev_loss"] < 4
     with pytest.raises(ValueError, match="full training"):
         SftRecipe(**OFFLINE, template="sawyer", is_lora=True)
+
+
+def test_sawyer_s_tokens_keep_what_they_have_learned(base: Weights) -> None:
+    """Taught a second time, as in a later round, a policy knows the tokens: none of its embeddings is new."""
+    model, tokenizer = load_full(base), load_tokenizer(base)
+    learn_sawyer(model, tokenizer)
+    n_known, before = len(tokenizer), model.get_input_embeddings().weight.detach().clone()
+    assert torch.equal(before[-1], before[:-3].mean(0))
+    with torch.no_grad():
+        before = model.get_input_embeddings().weight.normal_().clone()
+    learn_sawyer(model, tokenizer)
+    assert len(tokenizer) == n_known
+    assert torch.equal(model.get_input_embeddings().weight, before)
 
 
 def test_reward_models_take_soft_labels_and_margins(base: Weights, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """SFT, reward model, DPO and GRPO on a tiny model: where they begin, what they learn, going on after a stop."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from worker.reward import fit_reward
 from worker.rl_prompts import RlPrompt
 from worker.saving import save_folder, write_model
 from worker.sft import fit_sft
+from worker.trl_run import WatchCallback
 
 OFFLINE: dict[str, Any] = {
     "start": 1, "snapshot": 1, "lr": 3e-3, "epochs": 2, "batch_size": 8, "eval_every": 3, "save_every": 2,
@@ -174,6 +176,17 @@ def online_prompts(base: Weights) -> list[RlPrompt]:
     tokenizer = load_tokenizer(base)
     rows = [row["prompt"] for row in preferences(6).train]
     return [RlPrompt(row, encode_prompt(tokenizer, render_prompt(tokenizer, row)), "Paris") for row in rows]
+
+
+def test_kl_is_of_whole_completions_in_every_method(tmp_path: Path) -> None:
+    """TRL's of GRPO and RLOO is a mean over tokens, also in later passes over a rollout; KTO's is not."""
+    watch = Silent()
+    online, lone = (WatchCallback(watch, tmp_path) for _ in range(2))
+    said = [(1, {"kl": 0.1, "completions/mean_length": 20}), (2, {"kl": 0.2})]
+    for step, logs in said:
+        online.on_log(None, SimpleNamespace(global_step=step), None, logs)
+    lone.on_log(None, SimpleNamespace(global_step=3), None, {"kl": 1.5})
+    assert [watch.metrics[step]["kl"] for step in (1, 2, 3)] == pytest.approx([2.0, 4.0, 1.5])
 
 
 @pytest.mark.parametrize("is_lora", [False, True])
