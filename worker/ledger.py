@@ -125,7 +125,12 @@ def judging_cost(answers: Sequence[ChatAnswer]) -> dict[str, float]:
 
 def writing_cost(answers: Sequence[ChatAnswer]) -> dict[str, float]:
     """What calls that write completions add to a run's cost."""
-    return {"generated_tokens": sum(one.tokens_out for one in answers), "usd": sum(one.cost_usd for one in answers)}
+    return {**calls_cost(answers), "generated_tokens": sum(one.tokens_out for one in answers)}
+
+
+def calls_cost(answers: Sequence[ChatAnswer]) -> dict[str, float]:
+    """The same where the tokens are counted with the texts that are stored."""
+    return {"generation_calls": len(answers), "usd": sum(one.cost_usd for one in answers)}
 
 
 class Ledger:

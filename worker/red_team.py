@@ -37,7 +37,7 @@ from app.revising.red_team import (
 from app.runs.recipe import sha256_of
 from worker.checkpoints import weights_of
 from worker.job import Job
-from worker.ledger import Unit, add_cost, ask_all_of
+from worker.ledger import Unit, add_cost, ask_all_of, calls_cost
 from worker.llm import LocalModel, batch_seed
 
 
@@ -173,7 +173,7 @@ def _ask(job: Job, recipe: RedTeamRecipe, writer: Arm, attempts: list[Attempt]) 
     with job.read() as session:
         target = target_of(get(session, Endpoint, writer.endpoint_id or 0))
     work = Writing(job, recipe, target, attempts)
-    ask_all_of(job, target, work, recipe)
+    ask_all_of(job, target, work, recipe, calls_cost)
     if work.failures:
         raise AppError(
             f"{len(work.failures):,} of {len(attempts):,} calls failed; the last one: {work.failures[-1]}. What "

@@ -32,7 +32,7 @@ from app.runs.recipe import sha256_of
 from worker.checkpoints import weights_of
 from worker.generate import check_truncated, pick_prompts
 from worker.job import Job
-from worker.ledger import Unit, add_cost, ask_all_of
+from worker.ledger import Unit, add_cost, ask_all_of, calls_cost
 from worker.llm import LocalModel, batch_seed, plan_batches
 
 SHOWN = 6  # revisions on the run's film strip
@@ -264,7 +264,7 @@ def _ask_endpoint(job: Job, recipe: ReviseRecipe, book: Book, items: list[Item])
     with job.read() as session:
         target = target_of(get(session, Endpoint, recipe.endpoint or 0))
     work = Revising(job, recipe, book, target, items)
-    ask_all_of(job, target, work, recipe)
+    ask_all_of(job, target, work, recipe, calls_cost)
     if work.failures:
         raise AppError(
             f"{len(work.failures):,} calls failed; the last one: {work.failures[-1]}. What was revised is stored: "

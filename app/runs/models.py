@@ -56,6 +56,16 @@ class Run(Row, table=True):
     ended_at: datetime | None = moment(nullable=True)
 
     @property
+    def spent(self) -> dict[str, float]:
+        """What it has cost, by true names: early versions counted the calls of those that write as a judge's."""
+        if self.kind not in {"red_team", "revise"} or "judge_calls" not in self.cost:
+            return self.cost
+        said = {name.replace("judge_", "generation_"): 0.0 for name in self.cost}
+        for name, value in self.cost.items():
+            said[name.replace("judge_", "generation_")] += value
+        return said
+
+    @property
     def is_live(self) -> bool:
         """Queued or running."""
         return self.status in LIVE

@@ -14,7 +14,10 @@ from app.runs.models import Run, RunIo
 from app.training.models import Snapshot
 from app.training.pages import METHODS
 
-MEASURES = ("labels", "judge_calls", "generated_tokens", "trained_tokens", "device_seconds", "cpu_seconds", "usd")
+MEASURES = (
+    "labels", "judge_calls", "generation_calls", "generated_tokens", "trained_tokens", "device_seconds", "cpu_seconds",
+    "usd",
+)  # fmt: skip
 # An arm or a benchmark is noted by every run that meets it; neither is made of what that run was made of.
 NOT_MADE = {"arm", "benchmark"}
 # Fields of rows that a run reads and is not made of: what only watches it, and what its page compares it with.
@@ -80,8 +83,9 @@ class Budget:
 
 def amounts_of(run: Run) -> dict[str, float]:
     """What one run has cost. A run of the gpu queue holds its device, which may be a CPU, from end to end."""
-    found = {name: float(run.cost.get(name, 0) - run.cost.get(WATCHED.get(name, ""), 0)) for name in MEASURES}
-    found["device_seconds"] = float(run.cost.get("wall_seconds", 0)) if run.queue == "gpu" else 0.0
+    cost = run.spent
+    found = {name: float(cost.get(name, 0) - cost.get(WATCHED.get(name, ""), 0)) for name in MEASURES}
+    found["device_seconds"] = float(cost.get("wall_seconds", 0)) if run.queue == "gpu" else 0.0
     return found
 
 

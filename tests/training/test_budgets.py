@@ -94,11 +94,29 @@ def test_a_budget_is_the_sum_over_lineage_with_each_run_once(study: dict[str, in
     assert behind == {study[name] for name in ("base", "pairs", "verdicts", "snapshot", "reward", "ppo")}
     ppo, dpo = found[study["ppo"]], found[study["dpo"]]
     assert ppo.total == {
-        "labels": 90, "judge_calls": 100, "generated_tokens": 1200, "trained_tokens": 1000 + 200 + 5600,
+        "labels": 90, "judge_calls": 100, "generation_calls": 0, "generated_tokens": 1200,
+        "trained_tokens": 1000 + 200 + 5600,
         "device_seconds": 30 + 5 + 9 + 20, "cpu_seconds": 0, "usd": 0.5,
     }  # fmt: skip
     assert (dpo.total["generated_tokens"], dpo.total["device_seconds"]) == (500, 46)
     assert dpo.own["trained_tokens"] == 200 and dpo.labels == ppo.labels == 90
+
+
+@pytest.mark.parametrize(
+    "cost",
+    [{"judge_calls": 24, "judge_tokens": 900, "usd": 0.1}, {"generation_calls": 24, "usd": 0.1},
+     {"generation_calls": 4, "judge_calls": 20, "usd": 0.1}],
+    ids=["an early version", "this version", "begun by one and ended by the other"],
+)  # fmt: skip
+def test_calls_that_revise_are_no_judge_s(study: dict[str, int], cost: dict[str, float]) -> None:
+    with transaction() as session:
+        revised = add_run(session, "revise", cost, [("checkpoint", 1)], [("pair_set", 7)])
+        trained = add_run(session, "sft", {"trained_tokens": 5}, [("pair_set", 7)], [("checkpoint", 8)])
+    with reading() as session:
+        total = read_budgets(session, [trained])[trained].total
+        assert (total["judge_calls"], total["generation_calls"], total["usd"]) == (0, 24, 0.1)
+        run = session.get(Run, revised)
+        assert run is not None and run.spent["generation_calls"] == 24 and "judge_calls" not in run.spent
 
 
 def test_what_other_arms_grew_from_too_is_told(study: dict[str, int]) -> None:

@@ -79,7 +79,7 @@ def test_killed_by_nine_it_writes_the_same_and_pays_only_for_what_was_in_flight(
     assert [(key, sample) for key, sample, _ in written] == sorted({(key, sample) for key, sample, _ in written})
     assert len(written) == 120 and texts(copy) == written and len(server.requests) == n_asked, "the same again is free"
     assert run.cost["generated_tokens"] == run.cost["usd"] == 2 * 120, "each answer is counted once"
-    assert "judge_calls" not in run.cost and "usd" not in copy.cost
+    assert run.cost["generation_calls"] == 120 and "judge_calls" not in run.cost and "usd" not in copy.cost
     with reading() as session:
         calls = session.exec(select(Call)).all()
         assert {one.state for one in calls} == {"answered"} and len(calls) == 120

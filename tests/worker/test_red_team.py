@@ -34,7 +34,8 @@ def test_a_budget_stops_the_writing_and_nothing_written_is_paid_for_again(projec
         with reading() as session:
             (made,) = outputs(session, whole.id, "prompt_set")
             assert {one.run_id for one in session.exec(select(Call))} == {stopped.id, whole.id}
-        assert (read(PromptSet, made).n, whole.cost["judge_calls"]) == (6, 3)
+        assert (read(PromptSet, made).n, whole.cost["generation_calls"]) == (6, 3)
+    assert "judge_calls" not in stopped.cost | whole.cost  # nobody judged
     assert (stopped.cost["usd"], stopped.cost["generated_tokens"], whole.cost["generated_tokens"]) == (21, 21, 42)
 
 

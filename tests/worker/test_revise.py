@@ -119,6 +119,7 @@ def test_an_endpoint_criticises_and_revises_round_by_round(demo: Project) -> Non
         arm = get(session, Arm, found.arm_id or 0)
         assert arm.kind == "imported" and "reviser" in arm.name and arm.id != found.original_arm_id
     assert run.cost["usd"] > 0 and run.cost["generated_tokens"] > 0
+    assert run.cost["generation_calls"] == 24 and "judge_calls" not in run.cost
 
 
 def test_a_local_run_that_was_killed_writes_what_it_would_have_written(
