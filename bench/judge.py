@@ -1,6 +1,6 @@
 """Judging in flight: a real run with its ledger beside a plain AsyncOpenAI loop, against one mock server in one run.
 
-    python -m bench.judge [--concurrency 32 64 128 256] [--calls 10] [--repeats 3] [--peer-python PATH]
+    python -m bench.judge [--concurrency 32 64 128 256] [--calls 10] [--repeats 3] [--peer LOOP=PYTHON ...]
     python -m bench.judge --faults ten [--concurrency 128] [--hang 60]
 
 The mock server (bench/judge_server.py, a process of its own) answers after a lognormal wait of a second on average and
@@ -17,9 +17,10 @@ The plain loop stores nothing. What is printed of each client:
 - start and end: what the run takes beside that in CPU milliseconds, however many calls it has: its start, connections,
   statements said for the first time, the verdict set, its end. Without the start of the process.
 
-Of the repeats the best is printed. With --peer-python, the Python of an environment of its own in which distilabel is
-installed (`pip install "distilabel[openai]" requests`), its loop is measured at 128 as well (bench/judge_peer.py); of
-that process only its whole CPU divided by its calls is known.
+Of the repeats the best is printed. `--peer distilabel=PYTHON` measures others at 128 as well (bench/judge_peer.py),
+each by the Python of an environment of its own: distilabel's loop (`pip install "distilabel[openai]" requests`), and
+the plain loop of an AsyncOpenAI of another version, `openai=PYTHON` and `gather=PYTHON` (`pip install "openai<3"`: over
+httpx 0.28, as most environments of the field have it). Of such a process only its whole CPU a call is known.
 """
 
 import argparse
@@ -54,6 +55,7 @@ class Told:
     cpu_s: float
     seconds: float
     samples: list[tuple[float, float]] = field(default_factory=list)  # (time, CPU seconds so far)
+    name: str = ""  # what a peer calls itself, its version included
 
 
 @dataclass(frozen=True)
@@ -197,14 +199,13 @@ def run_openai(origin: str, n: int, concurrency: int, is_each_call: bool = False
     return clocked(lambda: n - asyncio.run(all_of_them()))
 
 
-def run_distilabel(python: str, origin: str, n: int, concurrency: int) -> Told:
-    """distilabel's loop, by the Python it is installed in."""
-    started = time.monotonic()
+def run_peer(loop: str, python: str, origin: str, n: int, concurrency: int) -> Told:
+    """One of bench/judge_peer.py's loops, by the Python it is installed in."""
     told = subprocess.run(
-        [python, str(PEER), origin, str(n), str(concurrency)], check=True, capture_output=True, text=True
+        [python, str(PEER), loop, origin, str(n), str(concurrency)], check=True, capture_output=True, text=True
     )
     found = json.loads(told.stdout.splitlines()[-1])
-    return Told(int(found["failed"]), float(found["cpu"]), time.monotonic() - started)
+    return Told(int(found["failed"]), float(found["cpu"]), float(found["seconds"]), name=str(found["name"]))
 
 
 QUICK: dict[str, Any] = {
@@ -243,7 +244,7 @@ def show(name: str, one: Figure, cpu_ms: float) -> None:
     """One line of the table."""
     fixed = "–" if one.fixed_ms is None else f"{one.fixed_ms:.0f}"
     print(
-        f"{one.concurrency:>7}  {name:<38}{one.share:>10.1%}{one.steady.a_second:>9.1f}{one.of_possible:>13.1%}"
+        f"{one.concurrency:>7}  {name:<42}{one.share:>10.1%}{one.steady.a_second:>9.1f}{one.of_possible:>13.1%}"
         f"{cpu_ms:>13.2f}{fixed:>15}{one.told.n_failed:>8}",
         flush=True,
     )
@@ -259,19 +260,24 @@ def main() -> None:
         "--faults", choices=["quick", "ten"], default="quick", help="what goes wrong with 2 %% of calls"
     )
     parser.add_argument("--hang", type=float, default=60.0, help="seconds that a hanging call hangs")
-    parser.add_argument("--peer-python", default="", help="a Python with distilabel, to measure that as well")
+    parser.add_argument(
+        "--peer",
+        nargs="+",
+        default=[],
+        metavar="LOOP=PYTHON",
+        help="distilabel, openai or gather, and a Python with it",
+    )
     given = parser.parse_args()
     is_ten = given.faults == "ten"
     clients: dict[str, Any] = dict(TEN if is_ten else QUICK)
-    if given.peer_python:
-        clients["distilabel"] = partial(run_distilabel, given.peer_python)
+    clients |= {peer: partial(run_peer, *peer.split("=", 1)) for peer in given.peer}
     ours_end, server_end = multiprocessing.Pipe()
     hang_s = given.hang if is_ten else None
     server = multiprocessing.get_context("spawn").Process(target=serve, args=(server_end, hang_s), daemon=True)
     server.start()
     origin = f"http://127.0.0.1:{ours_end.recv()}/v1"
     print(f"load of the machine at the start: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
-    print(f"{'allowed':>7}  {'client':<38}{'of allowed':>10}{'calls/s':>9}{'of possible':>13}{'CPU ms/call':>13}"
+    print(f"{'allowed':>7}  {'client':<42}{'of allowed':>10}{'calls/s':>9}{'of possible':>13}{'CPU ms/call':>13}"
           f"{'start and end':>15}{'failed':>8}")  # fmt: skip
     for concurrency in given.concurrency or ([128] if is_ten else [32, 64, 128, 256]):
         best: dict[str, Figure] = {}
@@ -283,8 +289,10 @@ def main() -> None:
                 measure(run, ours_end, origin, concurrency * given.calls, concurrency)
                 for _ in range(given.repeats if is_ours else 1)
             ]
-            best[name] = max(tries, key=lambda figure: figure.share)
-            show(name, best[name], min(figure.cpu_ms for figure in tries))
+            one = max(tries, key=lambda figure: figure.share)
+            name = one.told.name or name
+            best[name] = one
+            show(name, one, min(figure.cpu_ms for figure in tries))
         for name, one in best.items():
             if name != "PrefLab":
                 steady = best["PrefLab"].steady.a_second / one.steady.a_second
