@@ -17,7 +17,7 @@ from app.recipes import RECIPES, read_recipe, recipe_class
 from app.recipes.references import resolve_names
 from app.runs.models import ENDED, RUN_STATE, STATES, Run
 from app.runs.queue import cancel, launch, resume
-from app.runs.routes import count_refused, list_rows, run_as_json, seconds_left
+from app.runs.routes import count_refused, run_as_json, run_in_full, seconds_left
 
 # What `runs show` says first, and the columns that `list` prints of a noun where it has them.
 FIRST = ("id", "status", "kind", "title", "done", "total", "seconds_left", "note", "error", "read", "made")
@@ -132,9 +132,7 @@ def change(args: argparse.Namespace) -> None:
 
 def describe_run(session: Session, run: Run) -> dict[str, Any]:
     """A run with what it read and made; first what a reader looks for."""
-    row = run_as_json(run)
-    row["made"] = list_rows(session, run, is_output=True)
-    row["read"] = list_rows(session, run, is_output=False)
+    row = run_in_full(session, run)
     if count_refused(session, run):
         row["error"] += " On the command line that is: --set may_reject=true"
     return {name: row.pop(name) for name in FIRST} | row

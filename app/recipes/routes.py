@@ -16,7 +16,7 @@ from app.recipes import METHOD_PAGES, RECIPES, read_recipe, recipe_class
 from app.runs.models import Run
 from app.runs.queue import NoRow, launch, new_form_key
 from app.runs.recipe import Recipe
-from app.runs.routes import run_as_json
+from app.runs.routes import run_in_full
 from app.training.pages import METHODS
 
 router = APIRouter()
@@ -98,7 +98,8 @@ def launch_run(member: Researcher, session: Db, recipe: dict[str, Any] = Body(..
     A recipe that stands for several runs (a reward model `also_from` other starts) answers with the others in `also`.
     """
     runs = launch_all(session, member, read_recipe(recipe), form_key or new_form_key())
-    return {**run_as_json(runs[0]), **({"also": [run_as_json(run) for run in runs[1:]]} if runs[1:] else {})}
+    first, *others = [run_in_full(session, run) for run in runs]
+    return first | ({"also": others} if others else {})
 
 
 @router.get("/api/v1/recipes")

@@ -98,9 +98,16 @@ def run_as_json(run: Run) -> dict[str, Any]:
     """A run as the API shows it."""
     return {
         **run.model_dump(mode="json", exclude={"project_id", "account_id", "form_key"}),
-        "status": run.state,
-        "seconds_left": seconds_left(run),
+        "status": run.state, "cost": run.spent, "seconds_left": seconds_left(run),
     }
+
+
+def run_in_full(session: Session, run: Run) -> dict[str, Any]:
+    """The same with the rows that it read and made: noun, id, name and, where it has one, the hash."""
+    return {
+        **run_as_json(run), "read": list_rows(session, run, is_output=False),
+        "made": list_rows(session, run, is_output=True),
+    }  # fmt: skip
 
 
 def rate_of(run: Run) -> float | None:
@@ -272,10 +279,11 @@ def _all_points(run_id: int) -> Iterator[Metric]:
         after = (points[-1].name, points[-1].step)
 
 
+@router.get("/api/v1/p/{project}/runs/{run_id}")
 @router.get("/p/{project}/runs/{run_id:int}.json")
 def show_run_json(member: Viewer, session: Db, run_id: int) -> dict[str, Any]:
-    """One run as JSON."""
-    return run_as_json(project_run(session, member, run_id))
+    """One run as JSON, with what it read and made."""
+    return run_in_full(session, project_run(session, member, run_id))
 
 
 @router.post("/p/{project}/runs/{run_id}/cancel")
@@ -297,7 +305,7 @@ def cancel_run_api(member: Researcher, session: Db, run_id: int) -> dict[str, An
     """Asks the run to stop."""
     run = project_run(session, member, run_id)
     cancel(session, run)
-    return run_as_json(run)
+    return run_in_full(session, run)
 
 
 @router.post("/api/v1/p/{project}/runs/{run_id}/resume")
@@ -305,7 +313,7 @@ def resume_run_api(member: Researcher, session: Db, run_id: int) -> dict[str, An
     """Queues a run again that failed, was cancelled or paused."""
     run = project_run(session, member, run_id)
     resume(session, run)
-    return run_as_json(run)
+    return run_in_full(session, run)
 
 
 @router.get("/p/{project}/workers")

@@ -4,6 +4,8 @@ import base64
 import csv
 import io
 import json
+import re
+from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
@@ -13,9 +15,10 @@ from app.accounts.logins import make_account
 from app.accounts.models import Account
 from app.projects.models import Project
 from app.projects.projects import make_project
+from app.prompts.models import PromptSet
 from app.prompts.recipes import ImportPromptsRecipe
 from app.runs import queue
-from app.runs.models import Metric, Run, Worker
+from app.runs.models import Metric, Run, RunIo, Worker
 
 RECIPE = ImportPromptsRecipe(shipped="demo", name="=1+1")
 
@@ -198,3 +201,30 @@ def test_writes_from_another_site_are_refused(client: TestClient, run_id: int) -
         assert client.post(url, headers=headers).status_code == 403
     assert client.post(url, headers={"origin": "http://127.0.0.1"}, follow_redirects=False).status_code == 303
     assert client.get("/p/demo/runs", headers={"host": "evil.example"}).status_code == 400
+
+
+def test_a_run_as_json_names_the_rows_it_read_and_made(client: TestClient, project: Project, run_id: int) -> None:
+    with db.transaction() as session:
+        made = PromptSet(project_id=project.id, name="demo prompts", state="ready", sha256="f" * 64)
+        session.add(made)
+        session.flush()
+        queue.record_output(session, run_id, "prompt_set", made.id, made.sha256)
+        session.add(RunIo(run_id=run_id, is_output=False, noun="run", ref_id=run_id))
+    row = {"noun": "prompt_set", "id": made.id, "name": "demo prompts", "sha256": "f" * 64}
+    for path in (f"/api/v1/p/demo/runs/{run_id}", f"/p/demo/runs/{run_id}.json"):
+        found = client.get(path).json()
+        assert (found["id"], found["status"], found["made"]) == (run_id, "queued", [row])
+        assert [(one["noun"], one["id"]) for one in found["read"]] == [("run", run_id)]
+    cancelled = client.post(f"/api/v1/p/demo/runs/{run_id}/cancel").json()
+    assert (cancelled["status"], cancelled["made"]) == ("cancelled", [row])
+    api = client.post("/api/v1/p/demo/runs", json={"kind": "generate", "prompt_set": made.id, "checkpoint": 1})
+    assert api.status_code == 422  # no such checkpoint
+    launched = client.post("/api/v1/p/demo/runs", json={"kind": "red_team", "way": "templates", "prompt_set": made.id})
+    assert launched.status_code == 201, launched.text
+    assert (launched.json()["read"], launched.json()["made"]) == ([row | {"sha256": ""}], [])
+
+
+def test_the_requests_that_the_docs_name_are_there(client: TestClient) -> None:
+    paths = client.get("/api/v1/openapi.json").json()["paths"]
+    said = re.findall(r"`(GET|POST) (/api/v1/[^`?]*)`", Path("docs/api.md").read_text(encoding="utf-8"))
+    assert len(said) >= 5 and all(method.lower() in paths.get(path, {}) for method, path in said), said
