@@ -17,6 +17,9 @@ Points = Sequence[tuple[int, float | None]]  # (step, value); None: not finite
 ONLINE = {"ppo", "grpo", "rloo"}
 PAIRED = {"dpo", "simpo", "kto"}
 ENOUGH = 8  # points below which a curve says nothing
+# AdamW moves a weight by about the learning rate. In bfloat16 (8 bits of significand) a weight of 2^-6 to 2^-5, as is
+# usual, has its next number 2^-13 further on: less than half of that rounds away.
+ROUNDED_AWAY = 2**-14
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ def write_notes(
     `n_repeated`: rows equal to an earlier one; `held_out`: what was measured of a reward model at its end.
     """
     patience = int(recipe.get("patience") or 0)
-    found: list[Note | None] = [_not_finite(curves), _too_hot(kind, curves)]
+    found: list[Note | None] = [_not_finite(curves), _rounded_away(recipe), _too_hot(kind, curves)]
     found.append(_stopped(curves, patience) if patience else _dev_rising(kind, curves))
     if kind in PAIRED:
         found.append(_chosen_falling(curves))
@@ -76,6 +79,19 @@ def _not_finite(curves: Mapping[str, Points]) -> Note | None:
             )
             return Note("act", text, ())
     return None
+
+
+def _rounded_away(recipe: Mapping[str, Any]) -> Note | None:
+    """All weights in bfloat16, and a learning rate whose steps are too small for it."""
+    lr = float(recipe.get("lr") or 0)
+    if recipe.get("dtype") != "bfloat16" or recipe.get("is_lora") or lr >= ROUNDED_AWAY:
+        return None
+    text = (
+        f"All weights are trained in bfloat16 at a learning rate of {lr:g}, and a step of that size rounds away where "
+        "a weight is larger than about five hundred steps: many of them never move, however long it trains. Choose "
+        "LoRA, whose adapters are float32, or float32."
+    )
+    return Note("act", text, ())
 
 
 def _too_hot(kind: str, curves: Mapping[str, Points]) -> Note | None:

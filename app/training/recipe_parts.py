@@ -40,8 +40,8 @@ class TrainingRecipe(Recipe):
     max_grad_norm: float = Field(1.0, gt=0, title="Gradient norm is clipped at")
     dtype: Literal["float32", "bfloat16", "8-bit", "4-bit"] = Field(
         "float32", title="Number format",
-        description="bfloat16 halves the memory and needs a GPU. 8-bit and 4-bit narrow LoRA’s frozen base further, by "
-        "bitsandbytes on an NVIDIA GPU.",
+        description="bfloat16 halves the memory and needs a GPU; without LoRA a small learning rate’s steps round away "
+        "in it. 8-bit and 4-bit narrow LoRA’s frozen base further, by bitsandbytes on an NVIDIA GPU.",
     )  # fmt: skip
     save_every: int = Field(50, ge=1, title="Save a resume state every … steps")
 

@@ -330,7 +330,7 @@ class PpoRecipe(OnlineRecipe):
     )
     kl_horizon: int = Field(10_000, ge=1, title="Horizon of the adaptation, in rollouts")
     is_reward_whitened: bool = Field(
-        True, title="Scale rewards", description="By their root mean square in each rollout, so that what is best stays."
+        True, title="Scale rewards", description="By their root mean square in each rollout: what is best stays best."
     )
     missing_end_penalty: float = Field(
         0.0, ge=0, le=100, title="Penalty for a completion that does not end", description="Taken off its score."

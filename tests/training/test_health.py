@@ -1,8 +1,9 @@
 """Health notes: each rule speaks on a curve that calls for it, with its numbers, and is silent on a healthy one."""
 
 import pytest
+import torch
 
-from app.training.health import Points, write_notes
+from app.training.health import ROUNDED_AWAY, Points, write_notes
 
 
 def line(first: float, last: float, n: int = 40) -> Points:
@@ -53,6 +54,7 @@ CASES: list[tuple[str, dict[str, object], dict[str, Points], str, str]] = [
     ),
     ("dpo", {}, {"dev_repetition": line(0.05, 0.6, 4)}, "act", "repeat themselves: 60%"),
     ("rloo", {}, {"groups_without_spread": line(0.5, 0.9)}, "look", "teach nothing"),
+    ("dpo", {"dtype": "bfloat16", "lr": 5e-6}, {}, "act", "rounds away"),
 ]
 
 
@@ -67,6 +69,21 @@ def test_a_curve_that_calls_for_a_note_gets_it(
         given = [(s, 1 - v if name == "ended" and "unended" in curves and v is not None else v)
                  for s, v in curves.get(name, curves.get("unended", ()))]  # fmt: skip
         assert (step, value) in given
+
+
+def test_steps_that_round_away_are_told_only_where_they_do() -> None:
+    assert write_notes("dpo", {"dtype": "bfloat16", "lr": 5e-6, "is_lora": True}, {}) == []
+    assert write_notes("dpo", {"dtype": "float32", "lr": 5e-6}, {}) == []
+    moved = {}
+    for lr in (ROUNDED_AWAY * 0.9, ROUNDED_AWAY * 1.1):
+        weight = torch.full((1,), 1.5 * 2**-6, dtype=torch.bfloat16).requires_grad_(True)
+        optimizer = torch.optim.AdamW([weight], lr=lr, weight_decay=0)
+        for _ in range(50):
+            weight.grad = torch.ones_like(weight)
+            optimizer.step()
+        moved[lr] = weight.item() != 1.5 * 2**-6
+        assert bool(write_notes("dpo", {"dtype": "bfloat16", "lr": lr}, {})) != moved[lr]
+    assert list(moved.values()) == [False, True]
 
 
 def test_repeated_rows_are_told_and_what_is_grave_comes_first() -> None:
