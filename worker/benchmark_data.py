@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from app.prompts.demo_corpus import four_choice_items
 
 OURS = Path(__file__).resolve().parent / "benchmark_tasks"
 Rows = list[dict[str, Any]]
+# Where lm-eval's own definitions read from.
+ON_HUB = {"mmlu": "cais/mmlu", "hellaswag": "Rowan/hellaswag", "truthfulqa": "truthfulqa/truthful_qa"}
 
 
 def built_in(name: str) -> str:
@@ -102,10 +104,11 @@ def read_truthfulqa(data: str) -> Rows:
     ]
 
 
-def write_tasks(benchmark: str, data: str, num_fewshot: int, folder: Path) -> list[str]:
+def write_tasks(benchmark: str, data: str, num_fewshot: int, folder: Path, commits: Mapping[str, str]) -> list[str]:
     """Writes lm-eval task files into `folder`; returns the tasks' names.
 
-    Each includes the definition it is about, ours or lm-eval's own, and says where the rows come from.
+    Each includes the definition it is about, ours or lm-eval's own, and says where the rows come from: local files, or
+    a repository on the hub at its commit.
     """
     folder.mkdir(parents=True, exist_ok=True)
     makers: dict[str, Callable[[], dict[str, dict[str, Any]]]] = {
@@ -116,6 +119,8 @@ def write_tasks(benchmark: str, data: str, num_fewshot: int, folder: Path) -> li
     }
     tasks = makers[benchmark]()
     for name, definition in tasks.items():
+        for repo, commit in commits.items():  # there is one: a folder of its name on the server is not meant
+            definition |= {"dataset_path": f"hf://datasets/{repo}", "dataset_kwargs": {"revision": commit}}
         (folder / f"{name}.yaml").write_text(yaml.safe_dump({"task": name, **definition}), encoding="utf-8")
     return list(tasks)
 

@@ -10,7 +10,8 @@ from app.benchmarks.recipes import BenchmarkRecipe
 from app.checkpoints.arms import put_before
 from app.errors import Invalid
 from worker.benchmark import Batch, Plan, Row, check_truncated
-from worker.benchmark_data import write_tasks
+from worker.benchmark_data import ON_HUB, write_tasks
+from worker.benchmark_hub import as_settings, check_commits, explained, pin_commits
 from worker.checkpoints import weights_of
 from worker.job import Job
 from worker.llm import render_messages
@@ -21,9 +22,13 @@ from worker.loading import load_full, load_tokenizer
 def plan_lm_eval(job: Job, recipe: BenchmarkRecipe) -> Plan:
     """The tasks' items in batches of similar length, longest first."""
     folder = job.folder / "lm_eval"
-    tasks = load_tasks(
-        write_tasks(recipe.benchmark, recipe.data, recipe.num_fewshot, folder), folder, recipe.num_fewshot
-    )
+    repo = ON_HUB.get(recipe.benchmark) if not recipe.data else None
+    commits = pin_commits(job, recipe.benchmark, [repo]) if repo else {}
+    names = write_tasks(recipe.benchmark, recipe.data, recipe.num_fewshot, folder, commits)
+    with explained(repo or ""):
+        tasks = load_tasks(names, folder, recipe.num_fewshot)
+    for task in tasks.values():
+        check_commits(commits, {repo: task.dataset} if repo else {})
     job.check()
     lm, preamble = load_lm(job, recipe)
     if recipe.use_chat_template and not lm.tokenizer.chat_template:
@@ -37,7 +42,7 @@ def plan_lm_eval(job: Job, recipe: BenchmarkRecipe) -> Plan:
     items.sort(key=lambda item: (-item.n_tokens, item.name))
     pieces = [items[i : i + recipe.batch_size] for i in range(0, len(items), recipe.batch_size)]
     return Plan(
-        settings=_settings(recipe, items),
+        settings=_settings(recipe, items) | as_settings(commits),
         decoding={},
         batches=[
             Batch(_keys(recipe.benchmark, piece), partial(_score_batch, lm, recipe.benchmark, piece))

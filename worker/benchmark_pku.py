@@ -9,9 +9,9 @@ from typing import Any
 
 from app.errors import Invalid
 from app.runs.recipe import sha256_of
+from worker.benchmark_hub import Commits, check_commits, explained
 
-PAIRS_ON_HUB = "PKU-Alignment/PKU-SafeRLHF"
-PROMPTS_ON_HUB = "PKU-Alignment/BeaverTails-Evaluation"
+ON_HUB = ("PKU-Alignment/PKU-SafeRLHF", "PKU-Alignment/BeaverTails-Evaluation")  # pairs, prompts
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,12 @@ class SafetyPrompt:
     category: str
 
 
-def read_pku(data: str) -> tuple[list[SafetyPair], list[SafetyPrompt]]:
-    """All pairs and prompts of a folder or file, each once, in the files' order. Raises Invalid."""
-    rows = list(_rows_of(data)) if data else list(_rows_on_hub())
+def read_pku(data: str, commits: Commits) -> tuple[list[SafetyPair], list[SafetyPrompt]]:
+    """All pairs and prompts of a folder or file, or of the hub at these commits, each once, in the files' order.
+
+    Raises Invalid.
+    """
+    rows = list(_rows_of(data)) if data else list(_rows_on_hub(commits))
     pairs = {pair.name: pair for pair in map(_pair, rows) if pair is not None}
     prompts = {prompt.name: prompt for prompt in map(_prompt, rows) if prompt is not None}
     if not pairs and not prompts:
@@ -77,11 +80,14 @@ def read_json_rows(text: str, name: str) -> list[Any]:
     return rows
 
 
-def _rows_on_hub() -> Iterable[dict[str, Any]]:
+def _rows_on_hub(commits: Commits) -> Iterable[dict[str, Any]]:
     from datasets import load_dataset
 
-    yield from load_dataset(PAIRS_ON_HUB, split="test")
-    yield from load_dataset(PROMPTS_ON_HUB, split="test")
+    for repo, commit in commits.items():
+        with explained(repo):
+            found = load_dataset(f"hf://datasets/{repo}", split="test", revision=commit)
+        check_commits(commits, {repo: found})
+        yield from found
 
 
 def _pair(row: dict[str, Any]) -> SafetyPair | None:

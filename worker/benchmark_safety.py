@@ -20,7 +20,8 @@ from app.judging.models import Judge
 from app.prompts.models import Prompt
 from app.runs.recipe import sha256_of
 from worker.benchmark import Batch, Plan, Row
-from worker.benchmark_pku import SafetyPair, SafetyPrompt, read_pku
+from worker.benchmark_hub import as_settings, pin_commits
+from worker.benchmark_pku import ON_HUB, SafetyPair, SafetyPrompt, read_pku
 from worker.benchmark_safe_judge import Rate, make_rater, refuses
 from worker.checkpoints import weights_of
 from worker.job import Job
@@ -43,7 +44,8 @@ class Policy:
 
 def plan_safety(job: Job, recipe: BenchmarkRecipe) -> Plan:
     """Pairs are scored by the reward there is; prompts are answered greedily, and the answers judged."""
-    pairs, prompts = read_pku(recipe.data)
+    commits = {} if recipe.data else pin_commits(job, recipe.benchmark, ON_HUB)
+    pairs, prompts = read_pku(recipe.data, commits)
     with job.read() as session:
         checkpoint, preamble = recipe.subject(session)
         is_reward = get(session, Checkpoint, checkpoint).role == "reward"
@@ -76,7 +78,8 @@ def plan_safety(job: Job, recipe: BenchmarkRecipe) -> Plan:
         )
     job.log(f"{len(pairs):,} pairs, {len(prompts):,} prompts")
     decoding = {"temperature": 0.0, "max_new_tokens": recipe.max_new_tokens} if prompts else {}
-    return Plan(_settings(recipe, pairs, prompts, judge), decoding, batches, n_cut, len(prompts))
+    settings = _settings(recipe, pairs, prompts, judge) | as_settings(commits)
+    return Plan(settings, decoding, batches, n_cut, len(prompts))
 
 
 def _settings(

@@ -41,6 +41,10 @@ class BenchmarkRecipe(Recipe):
         ..., title="Benchmark"
     )
     data: str = Field("", title="Local files", description="Folder or file on the server; empty means the hub.")
+    is_data_renewed: bool = Field(
+        False, title="Read the hub’s newest commit",
+        description="Else the commit this project’s other arms were scored on; scores of two commits are not compared.",
+    )  # fmt: skip
     prompt_set: int | None = points_to(
         "prompt_set",
         title="Prompts",
@@ -123,5 +127,5 @@ class BenchmarkRecipe(Recipe):
 def measured(recipe: dict[str, Any]) -> dict[str, Any]:
     """What a benchmark's recipe measures, whatever it is called, drawn from, batched by or may cost; fields added since
     count."""
-    whole = {"arm": None, **recipe}
+    whole = {"arm": None, "is_data_renewed": False, **recipe}
     return {name: value for name, value in whole.items() if name not in {"name", "seed", "batch_size", "budget_usd"}}

@@ -49,7 +49,7 @@ def write_pairs(folder: Path) -> Path:
 
 
 def test_real_files_are_read_each_row_once(shared_data: Path) -> None:
-    pairs, prompts = read_pku(str(shared_data / "pku_saferlhf"))
+    pairs, prompts = read_pku(str(shared_data / "pku_saferlhf"), {})
     of_both = [pair for pair in pairs if pair.better is not None]
     assert len(of_both) == 32 and len(pairs) == 32 + 2_709  # of 3,882 derived rows, the others stand twice
     assert len(prompts) == 514 and len({prompt.category for prompt in prompts}) == 14
@@ -122,11 +122,11 @@ def test_the_format_study_keeps_the_reward_models_score_of_each_completion(demo:
 
 
 def prompt_of(folder: Path, item: str) -> str:
-    return next(pair.prompt for pair in read_pku(str(folder))[0] if pair.name == item)
+    return next(pair.prompt for pair in read_pku(str(folder), {})[0] if pair.name == item)
 
 
 def texts_of(folder: Path, item: str) -> tuple[str, str]:
-    return next(pair.texts for pair in read_pku(str(folder))[0] if pair.name == item)
+    return next(pair.texts for pair in read_pku(str(folder), {})[0] if pair.name == item)
 
 
 def test_only_prompts_of_the_given_splits_are_scored(demo: Project, tmp_path: Path) -> None:
