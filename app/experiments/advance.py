@@ -16,6 +16,7 @@ from app.db import get, now, reading, transaction
 from app.errors import AppError, Invalid
 from app.experiments.models import Experiment, Step
 from app.pairs.models import PairSet
+from app.projects.models import Project
 from app.prompts.files import resolve_path
 from app.prompts.hub_names import read_hub_name
 from app.recipes import read_recipe, recipe_class
@@ -112,9 +113,12 @@ def _set(session: Session, step: Step, before: str, **values: Any) -> bool:
 
 
 def _launch(session: Session, experiment_id: int, step: Step, needs: dict[str, Step]) -> None:
-    experiment = get(session, Experiment, experiment_id)
+    # Locked: a cancel either comes first, or waits and then finds the run; so do two experiments with the same recipe.
+    held = select(Experiment).where(Experiment.id == experiment_id).with_for_update(key_share=True)
+    experiment = session.exec(held).one()
     if experiment.status != "running" or not _set(session, step, "waiting", status="launched"):
         return  # another ticker was first, or somebody cancelled
+    session.exec(select(Project.id).where(Project.id == experiment.project_id).with_for_update(key_share=True)).one()
     recipe = resolve(session, experiment.project_id, step, needs)
     run = find_reusable(session, experiment.project_id, recipe)
     is_reused = run is not None
@@ -199,6 +203,7 @@ def _has_changed(recipe: Recipe, run: Run) -> bool:
 
 def _end(experiment_id: int, steps: list[Step]) -> None:
     with transaction() as session:
+        session.exec(select(Experiment.id).where(Experiment.id == experiment_id).with_for_update(key_share=True)).one()
         lost = [step for step in steps if step.status == "failed"]
         states = {step.state(session.get(Run, step.run_id) if step.run_id else None) for step in lost}
         status = "failed" if "failed" in states else "cancelled" if states else "done"

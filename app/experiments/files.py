@@ -128,8 +128,8 @@ class _Lines:
             line = event.start_mark.line + 1 if event.start_mark else 1
             if isinstance(event, yaml.AliasEvent):
                 raise self.error(line, "write it out: aliases (*name) are not read here")
-            if getattr(event, "tag", None) is not None:
-                raise self.error(line, f"leave the tag out: {event.tag} and other tags (!!name) are not read here")
+            if tag := getattr(event, "tag", None):
+                raise self.error(line, f"leave the tag out: {tag} and other tags (!!name) are not read here")
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > MAX_DEPTH:
                 raise self.error(line, f"nested deeper than {MAX_DEPTH} levels")
@@ -264,6 +264,7 @@ def _plan(read: ExperimentText, lines: _Lines, scale: str, given: dict[str, str]
             raise lines.wrong(("scales", name, unknown), "the file has no such step")
     changes = read.scales.get(scale, {})
     earlier: dict[str, bool] = {}  # name → is it shared
+    arms: dict[str, str] = {}  # arm → its step
     for cell in cells:
         step, here = cell.step, ("steps", cell.place)
         if step.name in earlier:
@@ -289,6 +290,10 @@ def _plan(read: ExperimentText, lines: _Lines, scale: str, given: dict[str, str]
             if step.shared and not earlier[need]:
                 raise lines.wrong(path, f"a shared step cannot wait for “{need}”, which runs once a seed")
         earlier[step.name] = step.shared
+        if step.arm and arms.setdefault(step.arm, step.name) != step.name:
+            raise lines.wrong(
+                (*here, "arm"), f"“{step.arm}” is the arm of step “{arms[step.arm]}” already: name it anew"
+            )
         planned = PlannedStep(name=step.name, arm=step.arm, is_shared=step.shared, needs=list(needs), recipe=values)
         yield cell.place, planned
 

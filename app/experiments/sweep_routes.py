@@ -1,7 +1,5 @@
 """Sweeps: the form, the trials of one as a page, a file and JSON, and the API."""
 
-import csv
-import io
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
@@ -25,6 +23,7 @@ from app.prompts.models import PromptSet
 from app.recipes import invalid_recipe
 from app.runs.models import Run
 from app.runs.queue import NoRow, check_reference, new_form_key
+from app.tables import respond_rows
 
 router = APIRouter()
 PLACES = 3  # methods that the form has room for
@@ -158,42 +157,38 @@ def show_trials_table(request: Request, member: Viewer, session: Db, experiment_
 def download_trials(member: Viewer, session: Db, experiment_id: int) -> Response:
     """A sweep's trials as CSV, a line a seed."""
     experiment, sweep, _ = _read(session, member, experiment_id)
-    sink = io.StringIO()
-    write = csv.writer(sink, lineterminator="\n").writerow
-    write(["method", "trial", "run", "measure_run", "seed", "state", "selected", "kl", "kl_low", "kl_high",
-           "quality", "quality_low", "quality_high"])  # fmt: skip
+    names = ["method", "trial", "run", "measure_run", "seed", "state", "selected", "kl", "kl_low", "kl_high",
+             "quality", "quality_low", "quality_high"]  # fmt: skip
+    rows: list[list[Any]] = []
     for trial in sweep.trials:
-        found = {one.run.recipe["seed"]: one for one in trial.measured}
-        for seed, run, state in zip(experiment.seeds, trial.runs, trial.states, strict=True):
-            one = found.get(seed)
+        for seed, run, state, one in trial.lines:
             q = one.quality if one else None
             measured = [one.run.id, one.kl.value, one.kl.low, one.kl.high] if one else [None] * 4
             scored = [q.value, q.low, q.high] if q else [None] * 3
-            write([trial.method, trial.said, run, measured[0], seed, state, trial.is_selected, *measured[1:], *scored])
-    return _as_csv(sink.getvalue(), f"trials-{experiment.id}")
+            rows.append([trial.method, trial.said, run, measured[0], seed, state, trial.is_selected, *measured[1:],
+                         *scored])  # fmt: skip
+    return _as_csv(f"trials-{experiment.id}", names, rows)
 
 
 @router.get("/p/{project}/experiments/{experiment_id:int}/paths.csv")
 def download_paths(member: Viewer, session: Db, experiment_id: int) -> Response:
     """Where each arm of any experiment stood along its training, a line a look."""
     experiment = project_experiment(session, member, experiment_id)
-    sink = io.StringIO()
-    write = csv.writer(sink, lineterminator="\n").writerow
-    write(["arm", "method", "run", "scored_by", "scorer", "reference", "n_prompts", "step", "kl_k1", "kl_k1_low",
-           "kl_k1_high", "kl_k3", "score", "score_low", "score_high"])  # fmt: skip
+    names = ["arm", "method", "run", "scored_by", "scorer", "reference", "n_prompts", "step", "kl_k1", "kl_k1_low",
+             "kl_k1_high", "kl_k3", "score", "score_low", "score_high"]  # fmt: skip
+    rows: list[list[Any]] = []
     for paths in read_paths(session, experiment, []):
         about = [paths.by, paths.said, paths.reference, paths.n]
         for path, stands in paths.drawn:
             for one in stands:
                 kl, score = ([each.value, each.low, each.high] for each in (one.kl, one.score))
                 k3 = one.kl_k3.value if one.kl_k3 else None
-                write([path.label, path.method, path.run.id, *about, one.step, *kl, k3, *score])
-    return _as_csv(sink.getvalue(), f"paths-{experiment.id}")
+                rows.append([path.label, path.method, path.run.id, *about, one.step, *kl, k3, *score])
+    return _as_csv(f"paths-{experiment.id}", names, rows)
 
 
-def _as_csv(text: str, name: str) -> Response:
-    headers = {"Content-Disposition": f'attachment; filename="{name}.csv"'}
-    return Response(text, media_type="text/csv; charset=utf-8", headers=headers)
+def _as_csv(name: str, names: list[str], rows: list[list[Any]]) -> Response:
+    return respond_rows(name, names, [dict(zip(names, row, strict=True)) for row in rows], "csv")
 
 
 @router.get("/p/{project}/experiments/{experiment_id:int}/trials.json")

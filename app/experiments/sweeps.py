@@ -162,6 +162,8 @@ class Trial:
     states: list[str]
     measured: list[Measured]
     n_seeds: int
+    run_seeds: list[int]  # of the runs; 0: shared by all seeds
+    seeds: list[int]  # of the measurements
     ending: str = ""  # why there is no measurement and will be none: failed, cancelled, paused or skipped
     is_selected: bool = False
 
@@ -169,6 +171,17 @@ class Trial:
     def is_whole(self) -> bool:
         """Whether every seed was measured."""
         return len(self.measured) == self.n_seeds and all(one.quality is not None for one in self.measured)
+
+    @property
+    def lines(self) -> list[tuple[int, int | None, str, Measured | None]]:
+        """(seed, run, its state, what was measured): one a seed; what is shared stands in each."""
+        own = {seed: (run, state) for seed, run, state in zip(self.run_seeds, self.runs, self.states, strict=True)}
+        found = dict(zip(self.seeds, self.measured, strict=True))
+        shared = own.get(0, (None, ""))
+        return [
+            (seed, *own.get(seed, shared), found.get(seed, found.get(0)))
+            for seed in sorted({*own, *found} - {0}) or sorted({*own, *found})
+        ]
 
     @property
     def quality(self) -> float | None:
@@ -251,7 +264,8 @@ def read_sweep(session: Session, experiment: Experiment) -> Sweep | None:
         trials.append(
             Trial(
                 name, method, str(first.recipe["kind"]), said, [step.run_id for step in by_name[name]], states,
-                measured, len(by_name[name]), ending,
+                measured, len(by_name[of[name]]), [step.seed for step in by_name[name]],
+                [step.seed for step in by_name[of[name]] if step.run_id in found], ending,
             )
         )  # fmt: skip
     return Sweep(select_best(trials))

@@ -13,6 +13,7 @@ from app.report.signals import rewarding_judges, rewarding_models, training_judg
 from app.review.cards import deciding_card, failed_card, judge_of_reward_model, lines_that
 from app.review.models import JudgeCard
 from app.runs.models import Run
+from app.training.stale import count_changed_labels
 
 LOST = {"failed": "failed", "cancelled": "were cancelled", "paused": "are paused", "skipped": "were skipped"}
 
@@ -28,6 +29,7 @@ def find_limits(
         *_seeds(material, arms),
         *_judges(session, material),
         *_cards(session, material),
+        *_stale(session, material),
         *_cuts(session, material),
         *say_left_out(session, arms),
         *_items(results),
@@ -40,7 +42,8 @@ def _state(material: Material) -> list[str]:
     experiment = material.experiment
     states: dict[str, list[str]] = {}
     for step in material.steps:
-        states.setdefault(step.state(material.run_of(step)), []).append(step.name)
+        name = f"{step.name} (seed {step.seed})" if step.seed and len(experiment.seeds) > 1 else step.name
+        states.setdefault(step.state(material.run_of(step)), []).append(name)
     n_open = sum(len(names) for state, names in states.items() if state not in {"done", *LOST})
     if n_open:
         said.append(f"The experiment is not over: {n_open} of {len(material.steps)} steps have not ended.")
@@ -52,7 +55,7 @@ def _state(material: Material) -> list[str]:
         said.append(f"Run at the scale “{experiment.scale}”, which is smaller than the study the file describes.")
     reused = sum(step.is_reused for step in material.steps)
     if reused:
-        said.append(f"{reused} steps reuse runs of an earlier experiment with the same recipe.")
+        said.append(f"{reused} steps reuse runs that were there already, with the same recipe.")
     return said
 
 
@@ -63,6 +66,7 @@ def _people(gradings: list[GradingLine], audits: list[AuditLine], is_planned: bo
         for line in audits
         if line.agreement.n_audited < line.agreement.n_pairs
     ]
+    said += [f"“{line.agreement.queue.name}”: {line.agreement.part}" for line in audits if line.agreement.part]
     for grade in gradings:
         if grade.results is None:
             state = "sealed" if grade.is_open else "closed without grades"
@@ -80,7 +84,17 @@ def _seeds(material: Material, arms: list[ReportArm]) -> list[str]:
         return ["One seed: every difference is about this checkpoint, and another run of the method may differ."]
     shared = [arm.name for arm in arms if arm.seed == 0]
     also = f" {', '.join(shared)} is the same checkpoint for all of them." if shared else ""
-    return [f"{n} seeds: the spread over them is shown and is a rough one.{also}"]
+    said = [f"{n} seeds: the spread over them is shown and is a rough one.{also}"]
+    made: dict[str, list[tuple[str, int]]] = {}
+    for arm in arms:
+        made.setdefault(arm.name, []).append(arm.scored)
+    same = [name for name, scored in made.items() if len(set(scored)) < len(scored)]
+    if same:
+        said.append(
+            f"{', '.join(same)}: seeds share a checkpoint, since a recipe behind it names its own seed. It counts once "
+            "in means and spreads, and what another seed would give is not known."
+        )
+    return said
 
 
 def _judges(session: Session, material: Material) -> list[str]:
@@ -141,6 +155,19 @@ def _rewarded_in_spite(judge: Judge, card: JudgeCard, reasons: list[str]) -> str
     return f"“{judge.name}”{which} failed its Judge Card ({broken}) and its scores rewarded training; {why}."
 
 
+def _stale(session: Session, material: Material) -> list[str]:
+    """Labels that people have changed since they were trained on."""
+    said = []
+    for snapshot in training_snapshots(session, material):
+        n = count_changed_labels(session, snapshot)
+        if n:
+            labels = "label of the preferences" if n == 1 else "labels of the preferences"
+            said.append(
+                f"{n:,} {labels} “{snapshot.name}” changed after they were trained on: the arms know the old ones."
+            )
+    return said
+
+
 def _cuts(session: Session, material: Material) -> list[str]:
     """Labels that were trained on and rest on texts, or answers, which were cut."""
     keys = dict.fromkeys(snapshot.verdict_set_id for snapshot in training_snapshots(session, material))
@@ -192,6 +219,12 @@ def _items(results: list[BenchmarkResults]) -> list[str]:
         if share > 0:
             said.append(
                 f"{one.title}: up to {share:.0%} of the items are cut from the left to fit the model's context."
+            )
+        levels = [cell.level for metric in one.metrics for cell in metric.cells.values()]
+        lost = max((level.n_null / (level.n + level.n_null) for level in levels if level.n_null), default=0.0)
+        if lost:
+            said.append(
+                f"{one.title}: up to {lost:.1%} of the scores could not be read; rates are over the rest."
             )
         limit = one.benchmark.settings.get("limit")
         if limit:

@@ -1,5 +1,6 @@
 """The report of an experiment: rows → figures → one page, and the same numbers as JSON."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 from sqlmodel import Session, col, select
@@ -65,8 +66,9 @@ class Report:
 
     @property
     def subject(self) -> str:
-        """What a difference is about."""
-        return "this method" if len(self.experiment.seeds) > 1 else "this checkpoint"
+        """What a difference is about: a method only where some arm was made more than once."""
+        made = Counter(name for name, _ in {(arm.name, arm.scored) for arm in self.arms if not arm.is_base})
+        return "this method" if any(n > 1 for n in made.values()) else "this checkpoint"
 
     @property
     def has_teachers(self) -> bool:

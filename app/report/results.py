@@ -22,6 +22,7 @@ class Cell:
     """One metric of one arm and seed."""
 
     run_id: int
+    scored: tuple[str, int]  # what was scored, as `ReportArm.scored`
     level: Level
     difference: Difference | None  # from the base of the same seed, on the same items; None for the base itself
 
@@ -50,15 +51,16 @@ class MetricResults:
     cells: dict[tuple[str, int], Cell]  # (arm, seed)
 
     def spread(self, arm: str, of: str = "level") -> Spread | None:
-        """The level, or the difference from the base, over seeds."""
-        values = []
+        """The level, or the difference from the base, over seeds; a checkpoint that several seeds share counts once."""
+        found: dict[tuple[str, int], list[float]] = {}
         for (name, _), cell in self.cells.items():
             if name == arm and of == "level" and cell.level.interval:
-                values.append(cell.level.interval.value)
+                found.setdefault(cell.scored, []).append(cell.level.interval.value)
             elif name == arm and of == "difference" and cell.difference:
-                values.append(cell.difference.value)
-        if not values:
+                found.setdefault(cell.scored, []).append(cell.difference.value)
+        if not found:
             return None
+        values = [statistics.fmean(same) for same in found.values()]
         sd = statistics.stdev(values) if len(values) > 1 else None
         return Spread(statistics.fmean(values), sd, min(values), max(values), len(values))
 
@@ -144,7 +146,7 @@ def _read_one(
             other = run_of.get((base.name, base.seed)) if base else None
             known = other is not None and other != run_id and (other, metric, "") in levels
             found = difference(read(run_id, metric), read(other, metric)) if known and other is not None else None
-            cells[arm.name, arm.seed] = Cell(run_id, level, found)
+            cells[arm.name, arm.seed] = Cell(run_id, arm.scored, level, found)
         label = label_of(benchmark.name, metric)
         signal = signals.get((benchmark.name, metric), "")
         metrics.append(

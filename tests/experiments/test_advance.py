@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from time import sleep
 
 import pytest
 from sqlmodel import Session, col, select
@@ -9,7 +10,7 @@ from sqlmodel import Session, col, select
 from app.cli.experiments import follow
 from app.db import get, now, reading, transaction
 from app.errors import Conflict
-from app.experiments.advance import advance, advance_all
+from app.experiments.advance import _launch, advance, advance_all
 from app.experiments.board import experiment_as_json, read_board
 from app.experiments.models import Experiment, Step, state_of
 from app.experiments.start import cancel_experiment, find_same, retry_experiment, start_experiment
@@ -226,6 +227,42 @@ def test_cancel_stops_and_retry_goes_on(project: Project, folder: Path) -> None:
     with transaction() as session:
         retry_experiment(session, get(session, Experiment, experiment_id))
     assert run_to_end(experiment_id).status == "done"
+
+
+ONE = "name: One\nsteps:\n  - {name: judge, recipe: {kind: new_judge, judge_kind: rule}}\n"
+
+
+def test_a_cancel_in_the_middle_of_a_launch_stops_the_run(project: Project, folder: Path) -> None:
+    key = start(project, folder, ONE)
+
+    def stop() -> None:
+        with transaction() as session:
+            cancel_experiment(session, get(session, Experiment, key))
+
+    with ThreadPoolExecutor(1) as pool:
+        with transaction() as session:
+            _launch(session, key, session.exec(select(Step).where(Step.experiment_id == key)).one(), {})
+            session.flush()
+            cancelling = pool.submit(stop)
+            sleep(0.3)
+        cancelling.result(20)
+    with reading() as session:
+        step = session.exec(select(Step).where(Step.experiment_id == key)).one()
+        assert get(session, Run, step.run_id or 0).status == "cancelled", step.status
+
+
+def test_two_experiments_that_come_to_the_same_step_at_once_share_its_run(project: Project, folder: Path) -> None:
+    keys = [start(project, folder, ONE) for _ in range(2)]
+    with ThreadPoolExecutor(1) as pool:
+        with transaction() as session:
+            _launch(session, keys[0], session.exec(select(Step).where(Step.experiment_id == keys[0])).one(), {})
+            session.flush()
+            other = pool.submit(advance, keys[1])
+            sleep(0.3)
+        other.result(20)
+    with reading() as session:
+        assert len(session.exec(select(Run)).all()) == 1
+        assert [step.is_reused for step in session.exec(select(Step).order_by(col(Step.id)))] == [False, True]
 
 
 def words(experiment_id: int) -> dict[str, tuple[str, str]]:

@@ -88,6 +88,11 @@ MISTAKES = [
         ("question: Does it?", f"question: {tag}", "line 2: leave the tag out")
         for tag in ("!!bool x", '!!int ""', '!!float ""', '!!timestamp "x"', "!!set {b}", "!other x")
     ],
+    (
+        "  - name: pairs\n",
+        "  - name: pairs\n    arm: base\n",
+        "step “pairs”, arm: “base” is the arm of step “base” already",
+    ),
     ("kind: demo_base", "kind: [demo_base]", "step “base”, kind: there is no kind “['demo_base']”"),
     ("kind: demo_base", "kind: {a: b}", "step “base”, kind: there is no kind"),
     ("  small:\n", f"  {'s' * 25}: {{}}\n  small:\n", "a scale's name has at most 24 characters"),

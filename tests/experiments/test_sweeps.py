@@ -15,6 +15,7 @@ from app.errors import Invalid
 from app.experiments.files import read_experiment
 from app.experiments.frontier import Point, compare_paths
 from app.experiments.models import Experiment
+from app.experiments.start import start_experiment
 from app.experiments.sweep_routes import read_values
 from app.experiments.sweeps import SweepPlan, Trial, read_sweep, select_best, write_sweep
 from app.projects.models import Project
@@ -97,7 +98,31 @@ def trial(step: str, method: str, *qualities: float, n_seeds: int = 1) -> Trial:
     measured = [
         Measured(RUN, np.ones(2), np.ones(2), np.array([one, one + 0.2]), np.array([0, 1])) for one in qualities
     ]
-    return Trial(step, method, "dpo", step, [1], ["done"], measured, n_seeds)
+    seeds = list(range(1, len(measured) + 1))
+    return Trial(step, method, "dpo", step, [1], ["done"], measured, n_seeds, run_seeds=[1], seeds=seeds)
+
+
+@ONE_DATABASE
+def test_the_file_of_a_sweep_written_by_hand_has_a_line_a_seed_and_no_formula(client: TestClient) -> None:
+    text = """\
+name: by hand
+seeds: [1, 2]
+steps:
+  - {name: base, shared: true, recipe: {kind: demo_base}}
+  - {name: a, shared: true, arm: "=dpo: lr 1", recipe: {kind: demo_base, seed: 8}}
+  - {name: b, arm: "=dpo: lr 2", recipe: {kind: demo_base, seed: 9}}
+  - {name: a_dev, recipe: {kind: measure, checkpoint: "@a", reference: "@base", prompt_set: 1, quality: rule}}
+  - {name: b_dev, recipe: {kind: measure, checkpoint: "@b", reference: "@base", prompt_set: 1, quality: rule}}
+"""
+    with transaction() as session:
+        key = start_experiment(session, session.exec(select(Project.id)).one(), text).id
+    answer = client.get(f"/p/demo/experiments/{key}/trials.csv")
+    assert answer.status_code == 200 and answer.headers["content-disposition"].endswith(f'"trials-{key}.csv"')
+    rows = list(csv.DictReader(io.StringIO(answer.text)))
+    assert [(row["trial"], row["seed"], row["method"]) for row in rows] == [
+        ("lr 1", "0", "'=dpo"), ("lr 2", "1", "'=dpo"), ("lr 2", "2", "'=dpo"),
+    ]  # fmt: skip
+    assert client.get(f"/p/demo/experiments/{key}/trials").status_code == 200
 
 
 def test_the_best_by_dev_is_selected_once_a_method_and_only_among_whole_trials() -> None:

@@ -12,6 +12,7 @@ from starlette.testclient import TestClient
 
 from app.accounts.logins import COOKIE, make_account, make_login
 from app.accounts.models import Account
+from app.benchmarks.models import Score
 from app.benchmarks.scores import read_levels
 from app.checkpoints.models import Checkpoint
 from app.cli import main
@@ -20,14 +21,16 @@ from app.experiments.advance import advance_all
 from app.experiments.models import Experiment, Step
 from app.experiments.start import start_experiment
 from app.grading.models import Grade, GradeItem, Grading
-from app.judging.models import Judge, VerdictSet
+from app.judging.models import Judge, Verdict, VerdictSet
+from app.pairs.models import Pair, PairSet
 from app.projects.models import Project
+from app.prompts.models import Prompt
 from app.report.arms import Material, lineage, read_material
 from app.report.limits import say_left_out
 from app.report.report import read_report
 from app.report.results import result_lines, result_table
 from app.report.signals import training_signals
-from app.review.models import JudgeCard
+from app.review.models import JudgeCard, Override
 from app.runs.models import Run, RunIo
 from app.runs.queue import claim
 from app.training.budgets import read_budgets
@@ -218,6 +221,53 @@ def test_two_seeds_show_each_and_their_spread(reader: TestClient) -> None:
     assert spread["n"] == 2 and spread["mean"] == pytest.approx(sum(values) / 2)
     assert (spread["low"], spread["high"]) == (min(values), max(values))
     assert any("steps reuse runs" in one for one in found["limits"])
+
+
+def test_one_checkpoint_under_two_seeds_is_no_second_trial(reader: TestClient) -> None:
+    """As where a recipe names its own seed: the second seed's steps reuse the first one's runs."""
+    names = ("dpo", "dpo_facts", "dpo_format")
+    with transaction() as session:
+        steps = session.exec(select(Step).where(Step.experiment_id == 2, col(Step.name).in_(names))).all()
+        first = {step.name: step.run_id for step in steps if step.seed == 1}
+        for step in steps:
+            step.run_id, step.is_reused = first[step.name], True
+    found = reader.get("/p/demo/report/2.json").json()
+    facts = next(one for one in found["benchmarks"] if one["name"] == "demo_facts")["metrics"][0]
+    assert [facts["over_seeds"]["DPO"][of]["n"] for of in ("level", "difference")] == [1, 1]
+    assert facts["over_seeds"]["DPO"]["level"]["sd"] is None and facts["over_seeds"]["base"]["level"]["n"] == 2
+    assert found["experiment"]["about"] == "this checkpoint"
+    assert any(one.startswith("DPO: seeds share a checkpoint") for one in found["limits"])
+    assert "n = 1" in reader.get("/p/demo/report/2").text
+
+
+def test_a_lost_seed_is_named_and_the_others_stand(reader: TestClient) -> None:
+    with transaction() as session:
+        step = session.exec(select(Step).where(Step.experiment_id == 2, Step.name == "dpo_facts", Step.seed == 2)).one()
+        step.status, step.run_id = "failed", None
+    found = reader.get("/p/demo/report/2.json").json()
+    assert "These steps failed, and nothing here stands for them: dpo_facts (seed 2)." in found["limits"]
+    facts = next(one for one in found["benchmarks"] if one["name"] == "demo_facts")["metrics"][0]
+    assert facts["over_seeds"]["DPO"]["level"]["n"] == 1 and facts["over_seeds"]["base"]["level"]["n"] == 2
+
+
+def test_labels_changed_since_and_scores_that_could_not_be_read_are_limits(reader: TestClient) -> None:
+    with transaction() as session:
+        snapshot = session.exec(select(Snapshot).order_by(col(Snapshot.id))).first()
+        assert snapshot is not None
+        judged = select(Pair.id).join(Verdict, col(Pair.id) == col(Verdict.pair_id)).join(Prompt)
+        judged = judged.where(Verdict.verdict_set_id == snapshot.verdict_set_id, Prompt.split == "train")
+        pair = session.exec(judged.where(Verdict.outcome == "a")).first()
+        account = session.exec(select(Account.id)).one()
+        session.add(Override(pair_id=pair, choice="b", account_id=account, why="looked again"))
+        get(session, PairSet, snapshot.pair_set_id).labels_version += 1
+        run = session.exec(select(Run).where(Run.kind == "benchmark").order_by(col(Run.id))).first()
+        assert run is not None
+        lost = session.exec(select(Score).where(Score.run_id == run.id).order_by(col(Score.id))).first()
+        assert lost is not None
+        lost.value = None
+    limits = reader.get("/p/demo/report/1.json").json()["limits"]
+    assert any(one.startswith("1 label of the preferences “") for one in limits)
+    assert any("of the scores could not be read" in one for one in limits)
 
 
 def test_a_closed_grading_shows_its_win_rates_and_who_was_simulated(reader: TestClient) -> None:
