@@ -34,7 +34,7 @@ class Column:
     name: str
     expression: Any
     label: str = ""
-    kind: Literal["text", "number", "when", "badge", "long"] = "text"
+    kind: Literal["text", "number", "when", "badge", "long", "word"] = "text"  # word: spaces for its underscores
     href: Callable[[dict[str, Any]], str] | None = None
     is_sortable: bool = False
     is_shown: bool = True  # False: no column of the page's table, though its template may say it

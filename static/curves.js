@@ -16,7 +16,6 @@
   const DASHES = [[], [7, 4], [2, 3], [9, 3, 2, 3]]; // series of one colour are told apart by their dashes
   const DEV_DASHES = DASHES.slice(1);
 
-  // How the nth series of a colour and part is drawn: runs laid over another of the same method are fainter.
   // the library gives a curve that never moves an axis of its own choosing: 0 to 100 for a constant 0
   function rangeOf(u, low, high) {
     if (low === null) return [null, null];
@@ -24,6 +23,16 @@
     const room = Math.abs(low) / 10 || 1;
     return [low - room, high + room];
   }
+
+  // the library's own labels end after three decimals: 0.0025 and 0.0075 would read 0.003 and 0.008
+  function sayTick(value) {
+    if (value === null || value === undefined) return "";
+    const size = Math.abs(value);
+    if (size && (size < 1e-4 || size >= 1e7)) return value.toExponential(1).replaceAll("-", "−");
+    return Number(value.toPrecision(4)).toLocaleString("en-GB", { maximumSignificantDigits: 4 }).replace("-", "−");
+  }
+
+  // How the nth series of a colour and part is drawn: runs laid over another of the same method are fainter.
   function styleOf(part, nth) {
     if (!part) return { dash: DASHES[nth % DASHES.length], alpha: 1 };
     return { dash: part === "dev" ? DEV_DASHES[nth % DEV_DASHES.length] : [], alpha: Math.max(0.4, 1 - 0.3 * nth) };
@@ -154,7 +163,7 @@
       }
       const options = {
         width: this.canvas.clientWidth, height: HEIGHT, series,
-        axes: [{ ...axis, size: 32 }, { ...axis, size: 58 }],
+        axes: [{ ...axis, size: 32 }, { ...axis, size: 58, values: (u, splits) => splits.map(sayTick) }],
         scales: { x: { time: false }, y: this.state.isLog ? { distr: 3 } : { distr: 1, range: rangeOf } },
         legend: { markers: { width: 2, dash: (u, i) => (u.series[i].dash?.length ? "dashed" : "solid") } },
         cursor: this.figure.dataset.sync ? { sync: { key: this.figure.dataset.sync } } : {},

@@ -32,7 +32,7 @@ class GradingRecipe(Recipe):
     arms: list[int] = points_to(
         "arm", title="Arms", default=[], description="Checkpoints or endpoints with a prefix and decoding of their own."
     )
-    n_prompts: int = Field(20, ge=1, le=10_000, title="Prompts")
+    n_prompts: int = Field(20, ge=1, le=10_000, title="Number of prompts")
     is_all_pairs: bool = Field(False, title="Every two arms", description="Otherwise each against the first.")
     decoding: Decoding = Field(Decoding(), title="Decoding")
     batch_size: int = Field(64, ge=1, le=4096, title="Prompts at once")

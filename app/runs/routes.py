@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from itertools import groupby
 from typing import Annotated, Any
 
 import sqlalchemy as sa
@@ -34,6 +35,7 @@ PAGES = {
 }  # fmt: skip
 DAY_S = 86_400
 MOST_WORKERS = 50  # listed
+MOST_STRIPS, MOST_FRAMES, FRAME_CHARS = 4, 12, 280  # of the film strip: prompts, steps, characters of each
 PANELS = {
     "import_prompts", "import_pairs", "import_annotations", "peek_hub", "generate", "judge", "card", "sft", "reward",
     "dpo", "simpo", "kto", "ppo", "grpo", "rloo", "benchmark", "grading", "export",
@@ -57,7 +59,7 @@ def runs_table(member: Member) -> Table:
     root = f"/p/{member.project.slug}/runs"
     columns = [
         Column("id", Run.id, "Run", "number", lambda row: f"{root}/{row['id']}"),
-        Column("kind", Run.kind, "Kind"),
+        Column("kind", Run.kind, "Kind", "word"),
         Column("title", Run.title, "Title", href=lambda row: f"{root}/{row['id']}"),
         Column("status", RUN_STATE, "Status", "badge"),
         Column("done", Run.done, "Done", "number"),
@@ -71,7 +73,7 @@ def runs_table(member: Member) -> Table:
     ]
     filters = [
         Filter("status", RUN_STATE, "Status", STATES),
-        Filter("kind", Run.kind, "Kind"),
+        Filter("kind", Run.kind, "Kind", cast=lambda said: said.strip().lower().replace(" ", "_")),
     ]
     return Table("runs", columns, Run, Run.id, [Run.project_id == member.project.id], filters)
 
@@ -191,7 +193,7 @@ def show_progress(request: Request, member: Viewer, session: Db, run_id: int) ->
 
 @router.get("/p/{project}/runs/{run_id}/samples")
 def show_samples(request: Request, member: Viewer, session: Db, run_id: int, step: int | None = None) -> Response:
-    """The film strip: the fixed prompts at one step."""
+    """The film strip: the fixed prompts over the steps, and in full at one step."""
     run = project_run(session, member, run_id)
     steps = session.exec(
         select(Sampled.step).where(Sampled.run_id == run.id).distinct().order_by(col(Sampled.step))
@@ -200,7 +202,17 @@ def show_samples(request: Request, member: Viewer, session: Db, run_id: int, ste
     rows = session.exec(
         select(Sampled).where(Sampled.run_id == run.id, Sampled.step == chosen).order_by(col(Sampled.place))
     )
-    return html(request, "runs/_samples.html", run=run, steps=steps, step=chosen, rows=rows.all())
+    picked = {steps[place * (len(steps) - 1) // (MOST_FRAMES - 1)] for place in range(MOST_FRAMES)} if steps else set()
+    frames = session.exec(
+        select(Sampled.place, Sampled.step, sa.func.substr(Sampled.text, 1, FRAME_CHARS + 1), Sampled.reward)
+        .where(Sampled.run_id == run.id, col(Sampled.step).in_(picked), col(Sampled.place) < MOST_STRIPS)
+        .order_by(col(Sampled.place), col(Sampled.step))
+    ).all()
+    strips = {place: list(some) for place, some in groupby(frames, key=lambda one: one[0])}
+    return html(
+        request, "runs/_samples.html", run=run, steps=steps, step=chosen, rows=rows.all(), strips=strips,
+        n_frames=len(picked), chars=FRAME_CHARS,
+    )  # fmt: skip
 
 
 @router.get("/p/{project}/lineage/{noun}/{key:int}")
