@@ -2,8 +2,10 @@
 
 from app.db import get
 from app.judging.models import RatingSet, VerdictSet
+from app.review.coverage import read_part
 from app.review.queues import check_judging_is_over, make_queue
 from app.review.recipes import AuditRecipe
+from app.runs.models import Run
 from worker.job import Job
 
 
@@ -20,7 +22,11 @@ def draw_queue(job: Job) -> None:
         queue = make_queue(session, recipe, job.project_id, job.run_id)
         session.flush()
         job.made(session, "queue", queue.id)
-        n = queue.n
+        run = get(session, Run, job.run_id)
+        run.cost = {**run.cost, "drawn_from": source.n}
+        n, part = queue.n, read_part(session, queue)
+    if part.said:
+        job.log(part.said, "warning")
     if n < recipe.n and recipe.purpose != "adjudication":
         what = "completions" if recipe.purpose == "scoring" else "pairs"
         job.log(f"{recipe.n} {what} were asked for, {n} could be drawn", "warning")

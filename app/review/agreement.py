@@ -11,6 +11,7 @@ from app.accounts.models import Account
 from app.db import get
 from app.judging.models import Verdict, VerdictSet
 from app.pairs.models import Pair
+from app.review.coverage import read_part
 from app.review.models import Answer, Queue
 from app.stats.agreement import (
     TwoLines,
@@ -42,6 +43,7 @@ class Agreement:
     kappa: Interval | None  # Cohen's, readable verdicts only
     people_alpha: Interval | None  # Krippendorff's, between people, where pairs were answered by several
     confusion: list[list[int]]  # rows people, columns the verdict: a, b, tie, unreadable
+    part: str = ""  # what of the judging this stands for, where that is not all of it
 
 
 def read_agreement(session: Session, queue: Queue, *, has_coefficients: bool = True) -> Agreement:
@@ -58,7 +60,7 @@ def read_agreement(session: Session, queue: Queue, *, has_coefficients: bool = T
         _known[key] = _compute(session, queue, has_coefficients)
         while len(_known) > KEPT:
             _known.popitem(last=False)
-    return replace(_known[key], queue=queue)
+    return replace(_known[key], queue=queue, part=read_part(session, queue).said)
 
 
 def state_of_verdicts(session: Session, queue: Queue) -> tuple[int, ...]:

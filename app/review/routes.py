@@ -13,6 +13,7 @@ from app.projects.access import Grader, Member, Researcher, Viewer
 from app.review import override_routes, scoring_routes
 from app.review.agreement import count_answered, read_agreement, read_agreements
 from app.review.answers import LATER_WHY, as_shown, change_answer, give_answer, is_contradiction, project_answer
+from app.review.coverage import read_part
 from app.review.leases import give_back, held_place, keep_draft
 from app.review.models import Answer, Mark, Queue
 from app.review.pages import last_answered, named, read_others, read_revealed, read_shown
@@ -78,6 +79,7 @@ def show_queue(request: Request, member: Grader, session: Db, queue_id: int) -> 
         verdict_set=get(session, VerdictSet, queue.verdict_set_id) if is_viewer and queue.verdict_set_id else None,
         rating_set=get(session, RatingSet, queue.rating_set_id) if is_viewer and queue.rating_set_id else None,
         agreement=read_agreement(session, queue) if is_viewer and queue.kind == "audit" else None,
+        part=read_part(session, queue),
     )  # fmt: skip
 
 
