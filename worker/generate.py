@@ -32,7 +32,7 @@ from app.pairs.recipes import GenerateRecipe, Split
 from app.prompts.models import Prompt, PromptSet
 from app.prompts.strict_format import score_by_rule
 from worker.checkpoints import weights_of
-from worker.job import Job
+from worker.job import Job, turns_of
 from worker.ledger import Known, Limits, Unit, ask_all_of, writing_cost
 from worker.llm import LocalModel, RewardScorer, Sample, batch_seed, plan_batches
 from worker.vllm_model import VllmModel
@@ -164,8 +164,8 @@ def _sample_locally(job: Job, arm: Arm, items: list[Item], missing: list[Item], 
         messages = [texts[item.prompt.id] for item in batch]
         samples = model.sample(messages, arm.decoding, batch_seed(job.seed, arm.sha256, number), job.check)
         if done == 0:
-            rendered = map(model.render, messages)
-            job.sampled(0, [(text, one.text, None) for text, one in zip(rendered, samples, strict=True)][:SHOWN])
+            shown = list(zip(messages, samples, strict=True))[:SHOWN]
+            job.sampled(0, [(model.render(asked), one.text, None, turns_of(asked)) for asked, one in shown])
         _store(job, arm, list(zip(batch, samples, strict=True)))
         done += len(batch)
     del model

@@ -20,6 +20,11 @@ from app.runs.queue import drop_metrics_after, fence, record_output
 SampledText = tuple[str, str, float | None] | tuple[str, str, float | None, dict[str, Any]]
 
 
+def turns_of(messages: list[dict[str, str]]) -> dict[str, Any]:
+    """A prompt's messages for a sample's detail, where its text alone would not say who speaks."""
+    return {"turns": messages} if len(messages) > 1 else {}
+
+
 class Watch(Protocol):
     """What a training loop tells while it runs; a Job is one."""
 

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from app.prompts.strict_format import read_strict_format
 from app.training.paths import by_prompt
 from worker.distance import Distance, Measure
-from worker.job import Job, Watch
+from worker.job import Job, Watch, turns_of
 from worker.loading import Weights, context_of, encode_prompt, load_tokenizer, render_prompt
 from worker.pausing import ITEMS, Pauser, name_messages, pauser_of
 from worker.rl_prompts import RlPrompt
@@ -129,7 +129,9 @@ class Recorder:
                 render_prompt(self.tokenizer, prompt.messages),
                 one.text,
                 rewards[place] if rewards else None,
-                _finite(signs[place]) | ({"messages": name_messages(prompt.messages)} if self.pauser else {}),
+                _finite(signs[place])
+                | turns_of(prompt.messages)
+                | ({"messages": name_messages(prompt.messages)} if self.pauser else {}),
             )
             for place, (prompt, one) in enumerate(zip(self.prompts, told, strict=True))
         ]

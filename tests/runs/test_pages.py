@@ -18,7 +18,7 @@ from app.projects.projects import make_project
 from app.prompts.models import PromptSet
 from app.prompts.recipes import ImportPromptsRecipe
 from app.runs import queue
-from app.runs.models import Metric, Run, RunIo, Worker
+from app.runs.models import Metric, Run, RunIo, Sampled, Worker
 
 RECIPE = ImportPromptsRecipe(shipped="demo", name="=1+1")
 
@@ -124,6 +124,14 @@ def test_the_live_part_asks_again_until_the_run_has_ended(client: TestClient, ru
     assert "every 1s" not in rest and "cancelled" in rest
     assert client.post(f"/p/demo/runs/{run_id}/cancel").status_code == 409
     assert client.post(f"/api/v1/p/demo/runs/{run_id}/resume").json()["status"] == "queued"
+
+
+def test_samples_whose_detail_says_little_are_shown(client: TestClient, run_id: int) -> None:
+    detail = {"prompt": 1.0, "kl": 0.5, "group": 0.0, "length": 7.0}  # as worker/measure.py stores them
+    with db.transaction() as session:
+        session.add(Sampled(run_id=run_id, step=0, place=0, prompt="Why?", text="So.", detail=detail))
+    page = client.get(f"/p/demo/runs/{run_id}/samples")
+    assert page.status_code == 200 and "7 tokens" in page.text and "Why?" in page.text
 
 
 def test_curves_are_decimated_and_keep_the_last_point(client: TestClient, run_id: int) -> None:

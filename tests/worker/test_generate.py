@@ -1,10 +1,13 @@
 """Generation by the real worker function: resumed runs, truncation, every way of pairing, two arms, an endpoint."""
 
+import html
 import itertools
 import random
+import re
 from typing import Any
 
 import pytest
+from fastapi.testclient import TestClient
 from sqlmodel import col, select
 
 from app.checkpoints.endpoints import make_endpoint
@@ -14,7 +17,8 @@ from app.errors import Invalid
 from app.pairs.models import Completion, Pair, PairSet
 from app.pairs.recipes import GenerateRecipe
 from app.projects.models import Project
-from app.runs.models import QUEUES, Run
+from app.prompts.models import Prompt
+from app.runs.models import QUEUES, Run, Sampled
 from app.runs.queue import claim, outputs, resume
 from tests.benchmarks.rows import demo_prompts, fresh_project, tiny_checkpoint
 from tests.chat_server import ChatServer, Fault
@@ -126,6 +130,26 @@ def test_across_two_arms_and_a_system_message(demo: Project) -> None:
         pairing="across", samples=1,
     )  # fmt: skip
     assert same.status == "failed" and "are the same" in str(same.error)
+
+
+def test_samples_of_a_dialogue_say_who_speaks(client: TestClient, project: Project) -> None:
+    said = [("system", "Be brief."), ("user", "Where is Rome?"), ("assistant", "In Italy."), ("user", "And <Paris>?")]
+    with transaction() as session:
+        prompts = demo_prompts(session, project, 2, "train")
+        first = session.exec(select(Prompt).where(Prompt.set_id == prompts.id).order_by(col(Prompt.position))).first()
+        assert first is not None
+        first.messages = [{"role": role, "content": text} for role, text in said]
+        set_id = prompts.id
+    run = do(project.id, "generate", prompt_set=set_id, checkpoint=tiny_checkpoint(project), samples=2, decoding=SHORT)
+    assert run.status == "done", run.error
+    page = client.get(f"/p/demo/runs/{run.id}/samples").text
+    turns = re.findall(r'<span class="speaker">(\w+)</span><div class="said">([^<]*)</div>', page)
+    assert turns == [(role, html.escape(text)) for role, text in said] * 2
+    assert page.count("And &lt;Paris&gt;?") == 2  # and not once more, without its role
+    with reading() as session:
+        details = session.exec(select(Sampled.detail).where(Sampled.run_id == run.id)).all()
+    assert sum(not detail for detail in details) == 2  # one message is shown as it was
+    assert "4 messages" in client.get(f"/p/demo/pairs/{made(run, 'pair_set')}").text
 
 
 def test_examples_before_the_prompt_make_another_arm(demo: Project) -> None:
