@@ -3,7 +3,6 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -13,6 +12,7 @@ from app.pairs.models import Pair
 from app.review.models import Answer, Override, Queue
 
 CHUNK = 500
+ANSWER, OVERRIDE, QUEUE = (kind.metadata.tables[str(kind.__tablename__)] for kind in (Answer, Override, Queue))
 
 
 @dataclass(frozen=True)
@@ -60,41 +60,38 @@ def read_words(session: Session, pair_ids: Iterable[int]) -> dict[int, list[Word
     words: dict[int, list[Word]] = defaultdict(list)
     for start in range(0, len(ids), CHUNK):
         some = ids[start : start + CHUNK]
-        rows = session.execute(_answers_of(some)).all()
-        by_hand = _withdrawn_by_hand(session, some) if rows else {}
-        for row in rows:
-            gone = by_hand.get((row.pair_id, row.choice))
-            if gone is None or row.answered_at > gone:
+        for row in session.execute(_ANSWERS, {"pairs": some}).all():
+            if row.gone is None or row.answered_at > row.gone:
                 is_adjudicator = row.kind == "adjudication"
                 words[row.pair_id].append(Word(row.id, row.account_id, row.choice, is_adjudicator, row.note))
     return dict(words)
 
 
 def _said() -> Any:
-    return sa.func.coalesce(sa.cast(col(Answer.later), sa.String), sa.cast(col(Answer.first), sa.String))
+    return sa.func.coalesce(sa.cast(ANSWER.c.later, sa.String), sa.cast(ANSWER.c.first, sa.String))
 
 
-def _answers_of(pair_ids: list[int]) -> Any:
-    said = _said().label("choice")
+def _answers() -> Any:
+    """What was said of some `pairs`, each with when somebody last took an override to that choice back by hand."""
+    said, by_hand = _said(), OVERRIDE.alias("by_hand")
+    gone = (
+        sa.select(sa.func.max(by_hand.c.withdrawn_at))
+        .where(by_hand.c.pair_id == ANSWER.c.pair_id, by_hand.c.choice == said, by_hand.c.withdrawn_by_id.is_not(None))
+        .scalar_subquery()
+    )
     return (
         sa.select(
-            col(Answer.id), col(Answer.pair_id), col(Answer.account_id), col(Answer.note), col(Answer.answered_at),
-            col(Queue.kind), said,
+            ANSWER.c.id, ANSWER.c.pair_id, ANSWER.c.account_id, ANSWER.c.note, ANSWER.c.answered_at, QUEUE.c.kind,
+            said.label("choice"), gone.label("gone"),
         )
-        .join(Queue, col(Queue.id) == col(Answer.queue_id))
-        .where(col(Answer.pair_id).in_(pair_ids), col(Answer.first).is_not(None), said != "skip")
-        .order_by(col(Answer.answered_at), col(Answer.id))
+        .join(QUEUE, QUEUE.c.id == ANSWER.c.queue_id)
+        .where(ANSWER.c.pair_id.in_(sa.bindparam("pairs", expanding=True)), ANSWER.c.first.is_not(None))
+        .where(said != "skip")
+        .order_by(ANSWER.c.answered_at, ANSWER.c.id)
     )  # fmt: skip
 
 
-def _withdrawn_by_hand(session: Session, pair_ids: list[int]) -> dict[tuple[int, str], datetime]:
-    """(pair, choice) → when somebody last took such an override back by hand."""
-    rows = session.execute(
-        sa.select(col(Override.pair_id), col(Override.choice), col(Override.withdrawn_at))
-        .where(col(Override.pair_id).in_(pair_ids), col(Override.withdrawn_by_id).is_not(None))
-        .order_by(col(Override.withdrawn_at))
-    ).all()
-    return {(row.pair_id, row.choice): row.withdrawn_at for row in rows}
+_ANSWERS = _answers()  # each answer asks it: building it would take longer than running it
 
 
 def unsettled_pairs(session: Session, pair_set_id: int) -> set[int]:

@@ -5,10 +5,13 @@ which moves the override alone. An override stands where most people who answere
 an even split, none stands and the pair waits for an adjudicator (adjudication.py).
 """
 
-import sqlalchemy as sa
-from sqlmodel import Session, col, select
+from typing import Any
 
-from app.db import clean_text, get, now
+import sqlalchemy as sa
+from sqlalchemy.orm.attributes import set_committed_value
+from sqlmodel import Session, col
+
+from app.db import MAX_ID, clean_text, get, now
 from app.errors import Conflict, Invalid, NotFound
 from app.judging.models import Verdict
 from app.pairs.models import Pair, PairSet
@@ -25,6 +28,34 @@ DEFAULT_WHY = {
     "adjudication": "People split evenly; this is the adjudicator’s word.",
 }
 LATER_WHY = "Decided after the verdict was shown."
+# What every answer asks of the database, built once: building it took longer than running it.
+ANSWER, OVERRIDE, VERDICT, PAIR, PAIR_SET = (
+    kind.metadata.tables[str(kind.__tablename__)] for kind in (Answer, Override, Verdict, Pair, PairSet)
+)
+_PLACE = (
+    sa.select(Answer, Queue)
+    .join(Queue, col(Queue.id) == col(Answer.queue_id))
+    .where(col(Answer.id) == sa.bindparam("answer"))
+)
+_PAIR: Any = sa.bindparam("pair")
+_LOCK = sa.select(PAIR.c.id).where(PAIR.c.id == _PAIR).with_for_update()
+_GIVE = (  # sets whatever columns it is given
+    sa.update(ANSWER)
+    .where(ANSWER.c.id == sa.bindparam("answer"), ANSWER.c.account_id == sa.bindparam("person"))
+    .where(ANSWER.c.first.is_(None))
+)
+_OUTCOME = sa.select(VERDICT.c.outcome).where(
+    VERDICT.c.verdict_set_id == sa.bindparam("verdict_set"), VERDICT.c.pair_id == _PAIR
+)
+_STANDING = sa.select(Override).where(col(Override.pair_id) == _PAIR, col(Override.withdrawn_at).is_(None))
+_OVERRIDE = sa.insert(OVERRIDE)
+_MOVE_ON = (
+    sa.update(PAIR_SET)
+    .where(PAIR_SET.c.id == sa.select(PAIR.c.pair_set_id).where(PAIR.c.id == _PAIR).scalar_subquery())
+    .values(
+        labels_version=PAIR_SET.c.labels_version + 1, n_overridden=PAIR_SET.c.n_overridden + sa.bindparam("more")
+    )
+)  # fmt: skip
 
 
 def in_pair_frame(choice: str, is_swapped: bool) -> str:
@@ -45,11 +76,10 @@ def as_shown(choice: str | None, is_swapped: bool) -> str | None:
 
 def project_answer(session: Session, member: Member, answer_id: int) -> tuple[Answer, Queue]:
     """An answer of this project with its queue; raises NotFound."""
-    answer = get(session, Answer, answer_id)
-    queue = get(session, Queue, answer.queue_id)
-    if queue.project_id != member.project.id:
+    found = session.execute(_PLACE, {"answer": answer_id}).first() if 0 < answer_id <= MAX_ID else None
+    if found is None or found.Queue.project_id != member.project.id:
         raise NotFound(f"There is no answer {answer_id}.")
-    return answer, queue
+    return found.Answer, found.Queue
 
 
 def give_answer(session: Session, answer: Answer, queue: Queue, account_id: int, choice: str, note: str = "") -> None:
@@ -61,27 +91,26 @@ def give_answer(session: Session, answer: Answer, queue: Queue, account_id: int,
     if queue.closed_at is not None:
         raise Conflict("This queue is closed: your comment is kept with the pair, in case it is opened again.")
     wanted = in_pair_frame(choice, answer.is_swapped)
-    before = _lock_and_read(session, answer.pair_id)
-    stored = session.execute(
-        sa.update(Answer)
-        .where(col(Answer.id) == answer.id, col(Answer.account_id) == account_id, col(Answer.first).is_(None))
-        .values(
-            first=wanted, note=clean_text(note).strip()[:NOTE_MAX], answered_at=now(),
-            seconds=seconds_held(session, answer),
-        )
-    )  # fmt: skip
-    session.refresh(answer)
+    _lock(session, answer.pair_id)
+    given = {"first": wanted, "note": clean_text(note).strip()[:NOTE_MAX], "answered_at": now(),
+             "seconds": seconds_held(session, answer)}  # fmt: skip
+    stored = session.execute(_GIVE, {"answer": answer.id, "person": account_id, **given})
     if stored.rowcount == 0:  # type: ignore[attr-defined]
+        session.refresh(answer)
         if answer.account_id != account_id:
             raise Conflict("You do not hold this pair any more: it went to somebody else. Go on with the next one.")
         if answer.first != wanted:
             raise Conflict("Your first answer stands. Press U on its page to change what the label becomes.")
         answer.note = newer_note(note, answer.note)
         session.flush()
-        _settle(session, answer, queue, before)
+        words = _words_of(session, answer)
+        _settle(session, answer, queue, words, words)
         return
+    for name, value in given.items():
+        set_committed_value(answer, name, value)
     count_done(session, queue.id, account_id, 1, int(wanted == "skip"))
-    _settle(session, answer, queue, before)
+    words = _words_of(session, answer)
+    _settle(session, answer, queue, [word for word in words if word.answer_id != answer.id], words)
 
 
 def change_answer(session: Session, answer: Answer, queue: Queue, account_id: int, choice: str, note: str = "") -> None:
@@ -90,12 +119,13 @@ def change_answer(session: Session, answer: Answer, queue: Queue, account_id: in
         raise NotFound("This is somebody else's answer.")
     if answer.first is None:
         raise Conflict("Answer first: only what was answered can be changed.")
-    before = _lock_and_read(session, answer.pair_id)
+    _lock(session, answer.pair_id)
+    before = _words_of(session, answer)
     answer.later = in_pair_frame(choice, answer.is_swapped)
     if note.strip():
         answer.note = clean_text(note).strip()[:NOTE_MAX]
     session.flush()
-    _settle(session, answer, queue, before)
+    _settle(session, answer, queue, before, _words_of(session, answer))
 
 
 def is_contradiction(choice: str, outcome: str | None) -> bool:
@@ -104,26 +134,23 @@ def is_contradiction(choice: str, outcome: str | None) -> bool:
     return choice != outcome and not (choice in neither and outcome in neither)
 
 
-def _lock_and_read(session: Session, pair_id: int) -> list[Word]:
-    """What people say of a pair; two who answer the same pair at this moment settle it one after the other."""
-    _lock(session, pair_id)
-    return read_words(session, [pair_id]).get(pair_id, [])
+def _words_of(session: Session, answer: Answer) -> list[Word]:
+    """What people say of the pair of an answer."""
+    return read_words(session, [answer.pair_id]).get(answer.pair_id, [])
 
 
 def _lock(session: Session, pair_id: int) -> None:
-    session.exec(select(Pair.id).where(Pair.id == pair_id).with_for_update()).one()
+    """Makes two who answer the same pair at this moment settle it one after the other."""
+    session.execute(_LOCK, {"pair": pair_id})
 
 
-def _settle(session: Session, answer: Answer, queue: Queue, before: list[Word]) -> None:
+def _settle(session: Session, answer: Answer, queue: Queue, before: list[Word], words: list[Word]) -> None:
     """Makes the pair's standing override what the people's answers ask for."""
     pair_id = answer.pair_id
-    words = read_words(session, [pair_id]).get(pair_id, [])
     people = decide(words)
     standing = standing_override(session, pair_id)
-    verdict = session.exec(
-        select(Verdict).where(Verdict.verdict_set_id == queue.verdict_set_id, Verdict.pair_id == pair_id)
-    ).first()
-    is_needed = people is not None and is_contradiction(people, verdict.outcome if verdict else None)
+    outcome = session.execute(_OUTCOME, {"verdict_set": queue.verdict_set_id, "pair": pair_id}).scalar()
+    is_needed = people is not None and is_contradiction(people, outcome)
     held = standing.choice if standing else None
     wanted = people if is_needed or held == people else None  # one made over another judge's verdict stays
     if held == wanted:
@@ -140,9 +167,10 @@ def _settle(session: Session, answer: Answer, queue: Queue, before: list[Word]) 
         speaker = next((word for word in reversed(behind) if word.is_adjudicator), None)
         speaker = speaker or next((word for word in behind if word.answer_id == answer.id), behind[-1])
         why = speaker.why.strip() or (LATER_WHY if answer.later else DEFAULT_WHY[queue.kind])
-        session.add(Override(
-            pair_id=pair_id, choice=wanted, account_id=speaker.account_id, why=why, answer_id=speaker.answer_id
-        ))  # fmt: skip
+        session.execute(_OVERRIDE, {
+            "pair_id": pair_id, "choice": wanted, "account_id": speaker.account_id, "why": why,
+            "answer_id": speaker.answer_id, "made_at": now(),
+        })  # fmt: skip
     _move_labels_on(session, pair_id, int(wanted is not None) - int(standing is not None))
 
 
@@ -160,9 +188,7 @@ def _say_why(session: Session, standing: Override, why: str) -> None:
 
 def standing_override(session: Session, pair_id: int) -> Override | None:
     """The override that stands over a pair."""
-    return session.exec(
-        select(Override).where(Override.pair_id == pair_id, col(Override.withdrawn_at).is_(None))
-    ).first()
+    return session.execute(_STANDING, {"pair": pair_id}).scalar()
 
 
 def withdraw(session: Session, override: Override, account_id: int) -> None:
@@ -190,8 +216,4 @@ def project_override(session: Session, member: Member, override_id: int) -> Over
 
 def _move_labels_on(session: Session, pair_id: int, n_more: int) -> None:
     """The pair set's labels have changed, and so many more (or fewer) overrides stand over its pairs."""
-    of_pair = sa.select(col(Pair.pair_set_id)).where(col(Pair.id) == pair_id).scalar_subquery()
-    session.execute(
-        sa.update(PairSet).where(col(PairSet.id) == of_pair)
-        .values(labels_version=PairSet.labels_version + 1, n_overridden=PairSet.n_overridden + n_more)
-    )  # fmt: skip
+    session.execute(_MOVE_ON, {"pair": pair_id, "more": n_more})

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import aliased
-from sqlmodel import Session, col, select
+from sqlmodel import Session, col
 
 from app.accounts.models import Account
 from app.db import clean_text, db_now
@@ -32,9 +32,15 @@ def _item(kind: Any) -> Any:
 
 def held_place(session: Session, kind: type[Place], queue: Queue, account_id: int) -> Place | None:
     """The place this person holds and has not answered, if any. A lease that is over still counts until it is taken."""
-    is_mine = kind.queue_id == queue.id, kind.account_id == account_id, col(kind.answered_at).is_(None)
-    mine = select(kind).where(*is_mine)
-    return session.exec(mine.order_by(col(kind.position)).limit(1)).first()
+    held: Place | None = session.execute(_held(kind), {"queue": queue.id, "person": account_id}).scalar()
+    return held
+
+
+# The statements below are built once: every answer asks them, and building them took longer than running them.
+@cache
+def _held(kind: Any) -> sa.Select[Any]:
+    is_mine = kind.queue_id == sa.bindparam("queue"), kind.account_id == sa.bindparam("person")
+    return sa.select(kind).where(*is_mine, kind.answered_at.is_(None)).order_by(kind.position).limit(1)
 
 
 def one_press_at_a_time(session: Session, account_id: int) -> bool:
@@ -68,27 +74,33 @@ def claim(session: Session, kind: type[Place], queue: Queue, account_id: int) ->
         if renewed.rowcount == 1:  # type: ignore[attr-defined]
             session.refresh(held)
             return held
-    statement = claim_statement(kind, session.get_bind().dialect.name)
+    statement = _taken(kind, session.get_bind().dialect.name)
     for _ in range(3):
         try:
             with session.begin_nested():
                 moment = db_now(session)
                 given = {"queue": queue.id, "person": account_id, "moment": moment, "until": moment + LEASE_S}
-                taken = session.execute(statement, given).scalar()
+                taken: Place | None = session.execute(statement, given).scalar()
         except IntegrityError:
             continue  # another window of the same person took another place of this item at this moment
-        if taken is None:
-            return None
-        return session.exec(select(kind).where(kind.id == taken).execution_options(populate_existing=True)).one()
+        return taken
     raise Conflict("This queue is open in another window of yours: go on there, or try again.")
 
 
 @cache
-def claim_statement(kind: Any, dialect: str) -> sa.UpdateBase:
+def _taken(kind: Any, dialect: str) -> Any:
+    """The place that claim_statement takes, as an object."""
+    taken = sa.select(kind).from_statement(claim_statement(kind, dialect))
+    return taken.execution_options(populate_existing=True)
+
+
+@cache
+def claim_statement(kind: Any, dialect: str) -> Any:
     """The UPDATE that takes the first free place of an item a person has no place of.
 
-    Its parameters: queue, person, moment and until. Built once: building it took longer than running it.
+    Its parameters: queue, person, moment and until.
     """
+    table = kind.metadata.tables[kind.__tablename__]
     queue: Any = sa.bindparam("queue")
     person: Any = sa.bindparam("person")
     moment: Any = sa.bindparam("moment")
@@ -106,11 +118,11 @@ def claim_statement(kind: Any, dialect: str) -> sa.UpdateBase:
     if dialect == "postgresql":
         chosen = chosen.with_for_update(skip_locked=True, of=free)
     return (
-        sa.update(kind)
-        .where(col(kind.id) == chosen.scalar_subquery(), _is_open(kind))
-        .where(sa.or_(col(kind.account_id).is_(None), col(kind.lease_until) < moment))
+        sa.update(table)
+        .where(table.c.id == chosen.scalar_subquery(), _is_open(table.c))
+        .where(sa.or_(table.c.account_id.is_(None), table.c.lease_until < moment))
         .values(account_id=person, lease_until=sa.bindparam("until"), note="")  # a comment begun was the other's
-        .returning(col(kind.id))
+        .returning(table)
     )
 
 

@@ -19,6 +19,39 @@ from app.review.answers import as_shown
 from app.review.models import Answer, Override, Queue
 from app.runs.models import Run
 
+# What the screen of every pair asks of the database, built once: building it took longer than running it.
+PAIR, PROMPT, COMPLETION, VERDICT, OVERRIDE, VERDICT_SET, JUDGE, RUN = (
+    kind.metadata.tables[str(kind.__tablename__)]
+    for kind in (Pair, Prompt, Completion, Verdict, Override, VerdictSet, Judge, Run)
+)
+_A, _B = COMPLETION.alias("a"), COMPLETION.alias("b")
+_SHOWN = (
+    sa.select(PROMPT.c.messages, PROMPT.c.reference, _A.c.text.label("a"), _B.c.text.label("b"))
+    .join_from(PAIR, PROMPT, PROMPT.c.id == PAIR.c.prompt_id)
+    .join(_A, _A.c.id == PAIR.c.a_id)
+    .join(_B, _B.c.id == PAIR.c.b_id)
+    .where(PAIR.c.id == sa.bindparam("pair"))
+)
+_SAID = (
+    sa.select(VERDICT.c.outcome, OVERRIDE.c.choice)
+    .join_from(PAIR, VERDICT, sa.and_(VERDICT.c.pair_id == PAIR.c.id,
+                                      VERDICT.c.verdict_set_id == sa.bindparam("verdict_set")), isouter=True)
+    .outerjoin(OVERRIDE, sa.and_(OVERRIDE.c.pair_id == PAIR.c.id, OVERRIDE.c.withdrawn_at.is_(None)))
+    .where(PAIR.c.id == sa.bindparam("pair"))
+)  # fmt: skip
+_LAST = (
+    sa.select(Answer)
+    .where(col(Answer.queue_id) == sa.bindparam("queue"), col(Answer.account_id) == sa.bindparam("person"))
+    .where(col(Answer.answered_at).is_not(None))
+    .order_by(col(Answer.answered_at).desc(), col(Answer.id).desc())
+    .limit(1)
+)
+_ORIGIN = (
+    sa.select(JUDGE.c.kind, RUN.c.kind)
+    .join_from(VERDICT_SET, JUDGE, JUDGE.c.id == VERDICT_SET.c.judge_id)
+    .outerjoin(RUN, RUN.c.id == VERDICT_SET.c.run_id)
+    .where(VERDICT_SET.c.id == sa.bindparam("verdict_set"))
+)
 AGAIN = "Its call had failed, and the judge is asked again: there is no verdict just now."
 
 
@@ -59,15 +92,23 @@ class Revealed:
 
 def read_shown(session: Session, answer: Answer) -> Shown:
     """The pair of a place, sides as stored with it."""
-    pair = get(session, Pair, answer.pair_id)
-    prompt = get(session, Prompt, pair.prompt_id)
-    a, b = get(session, Completion, pair.a_id).text, get(session, Completion, pair.b_id).text
-    left, right = (b, a) if answer.is_swapped else (a, b)
-    return Shown(prompt.messages, prompt.reference, left, right)
+    pair = session.execute(_SHOWN, {"pair": answer.pair_id}).one()
+    left, right = (pair.b, pair.a) if answer.is_swapped else (pair.a, pair.b)
+    return Shown(pair.messages, pair.reference, left, right)
 
 
-def read_revealed(session: Session, answer: Answer, queue: Queue, *, has_reasons: bool = True) -> Revealed:
-    """What the judge said of a pair, in short without its reasons. Call it only once the place is answered."""
+def read_outcome(session: Session, answer: Answer, queue: Queue) -> tuple[str | None, str | None]:
+    """What the verdict says of a pair and what the override does, if one stands, on the sides this person saw.
+
+    Call it only once the place is answered.
+    """
+    assert answer.first is not None
+    found = session.execute(_SAID, {"pair": answer.pair_id, "verdict_set": queue.verdict_set_id}).one()
+    return as_shown(found.outcome, answer.is_swapped), as_shown(found.choice, answer.is_swapped)
+
+
+def read_revealed(session: Session, answer: Answer, queue: Queue) -> Revealed:
+    """What the judge said of a pair and why. Call it only once the place is answered."""
     assert answer.first is not None
     verdict = session.exec(
         select(Verdict).where(Verdict.verdict_set_id == queue.verdict_set_id, Verdict.pair_id == answer.pair_id)
@@ -79,7 +120,7 @@ def read_revealed(session: Session, answer: Answer, queue: Queue, *, has_reasons
     return Revealed(
         choice=as_shown(verdict.outcome, answer.is_swapped), reason=verdict.reason, is_flip=verdict.is_flip,
         p_chosen=p_chosen if verdict.outcome in {"a", "b"} else None,
-        reasons=_read_reasons(session, answer, queue) if has_reasons else [], override=override,
+        reasons=_read_reasons(session, answer, queue), override=override,
         override_choice=as_shown(override.choice, answer.is_swapped) if override else None,
         override_by=get(session, Account, override.account_id).name if override else "",
     )  # fmt: skip
@@ -110,10 +151,8 @@ def _read_reasons(session: Session, answer: Answer, queue: Queue) -> list[Reason
 
 def last_answered(session: Session, queue: Queue, account_id: int) -> Answer | None:
     """The place this person answered last in a queue: where U leads back to."""
-    mine = select(Answer).where(
-        Answer.queue_id == queue.id, Answer.account_id == account_id, col(Answer.answered_at).is_not(None)
-    )
-    return session.exec(mine.order_by(col(Answer.answered_at).desc(), col(Answer.id).desc()).limit(1)).first()
+    last: Answer | None = session.execute(_LAST, {"queue": queue.id, "person": account_id}).scalar()
+    return last
 
 
 def name_for(member: Member, queue: Queue) -> str:
@@ -131,16 +170,20 @@ def speaker_of(session: Session, queue: Queue) -> str:
     """Who gave what people check here: “judge”, or of a set that no judge gave what its labels are called."""
     if queue.verdict_set_id is None:
         return "judge"
-    called = labels_called(session, get(session, VerdictSet, queue.verdict_set_id))
+    called = _read_called(session, queue.verdict_set_id)
     return "judge" if called == "verdicts" else called
 
 
 def labels_called(session: Session, verdict_set: VerdictSet) -> str:
     """“verdicts” of a judge, “imported labels” of a file, or “labels”, such as those of revisions handed over."""
-    if get(session, Judge, verdict_set.judge_id).kind != "imported":
+    return _read_called(session, verdict_set.id)
+
+
+def _read_called(session: Session, verdict_set_id: int) -> str:
+    judge_kind, run_kind = session.execute(_ORIGIN, {"verdict_set": verdict_set_id}).one()
+    if judge_kind != "imported":
         return "verdicts"
-    run = session.get(Run, verdict_set.run_id) if verdict_set.run_id else None
-    return "imported labels" if run is None or run.kind == "import_pairs" else "labels"
+    return "imported labels" if run_kind in {None, "import_pairs"} else "labels"
 
 
 def named(session: Session, member: Member, queue: Queue) -> dict[str, Any]:

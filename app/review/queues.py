@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.orm.attributes import set_committed_value
 from sqlmodel import Session, col, select
 
 from app.accounts.models import Account
@@ -22,6 +23,8 @@ from app.review.recipes import AuditRecipe
 from app.runs.models import Run
 
 RECENT = 25  # last answers that say how fast a person is
+ANSWER = Answer.metadata.tables["answer"]
+_EXCHANGE = sa.update(ANSWER).where(ANSWER.c.id == sa.bindparam("answer")).values(is_swapped=~ANSWER.c.is_swapped)
 
 
 def project_queue(session: Session, member: Member, queue_id: int) -> Queue:
@@ -119,9 +122,9 @@ def is_swapped_for(queue: Queue, pair_id: int, account_id: int) -> bool:
 def claim_place(session: Session, queue: Queue, account_id: int) -> Answer | None:
     """The pair this person is to answer next, held for a quarter of an hour; None when nothing is left for them."""
     row = claim(session, Answer, queue, account_id)
-    if row is not None:
-        row.is_swapped = is_swapped_for(queue, row.pair_id, account_id)
-        session.flush()
+    if row is not None and row.is_swapped != is_swapped_for(queue, row.pair_id, account_id):
+        session.execute(_EXCHANGE, {"answer": row.id})
+        set_committed_value(row, "is_swapped", not row.is_swapped)
     return row
 
 

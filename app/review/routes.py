@@ -16,7 +16,7 @@ from app.review.answers import LATER_WHY, as_shown, change_answer, give_answer, 
 from app.review.coverage import read_part
 from app.review.leases import give_back, held_place, keep_draft
 from app.review.models import Answer, Mark, Queue
-from app.review.pages import last_answered, named, read_others, read_revealed, read_shown
+from app.review.pages import last_answered, named, read_others, read_outcome, read_revealed, read_shown
 from app.review.queues import RECENT, claim_place, latest_verdict_set, project_queue, read_progress, set_closed
 from app.review.scoring_routes import claim_mark, next_mark_json, show_next_mark
 from app.review.tables import queues_table, results_table
@@ -118,12 +118,12 @@ def show_next(request: Request, member: Grader, session: Db, queue_id: int, auto
     answer = held_place(session, Answer, queue, member.account.id)
     last = last_answered(session, queue, member.account.id)
     done, total = count_answered(session, queue)
+    outcome, override = read_outcome(session, last, queue) if last and auto else (None, None)
     return html(
         request, "review/next.html", **named(session, member, queue), answer=answer, done=done, total=total,
         auto=auto, last=last, shown=read_shown(session, answer) if answer else None,
         others=read_others(session, answer) if answer and queue.kind == "adjudication" else [],
-        revealed=read_revealed(session, last, queue, has_reasons=False) if last and auto else None,
-        last_choice=as_shown(last.first, last.is_swapped) if last else None,
+        outcome=outcome, override=override, last_choice=as_shown(last.first, last.is_swapped) if last else None,
     )  # fmt: skip
 
 
