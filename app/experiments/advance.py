@@ -186,7 +186,8 @@ def _is_stale(session: Session, snapshot_id: int) -> bool:
 
 
 def _has_changed(recipe: Recipe, run: Run) -> bool:
-    """Whether a file that the recipe reads is gone, unreadable or newer than the run."""
+    """Whether a file that the recipe reads is gone, unreadable or newer than the run. Its change of status counts, too:
+    a file that was moved or copied into its place may bring an old time of writing with it."""
     if getattr(recipe, "format", "") == "hub":
         return not read_hub_name(str(getattr(recipe, "path", ""))).is_pinned  # what a branch holds may have changed
     given = [getattr(recipe, name, None) for name in ("path", "source", "data")]
@@ -195,7 +196,8 @@ def _has_changed(recipe: Recipe, run: Run) -> bool:
         # A source may also be a Hugging Face id, and data the hub's: then nothing stands on this machine.
         folders = [path for path in paths if path.exists() or hasattr(recipe, "path")]
         files = [file for path in folders for file in ([path, *path.rglob("*")] if path.is_dir() else [path])]
-        newest = max((file.stat().st_mtime for file in files), default=0.0)
+        looks = [file.stat() for file in files]
+        newest = max((max(look.st_mtime, look.st_ctime) for look in looks), default=0.0)
     except OSError:
         return True
     return run.started_at is None or newest > run.started_at.timestamp()

@@ -12,7 +12,7 @@ import yaml
 from sqlmodel import Session, col, select
 
 from app.checkpoints.models import Checkpoint
-from app.db import now
+from app.db import MAX_ID, now
 from app.errors import Invalid
 from app.experiments.files import MAX_STEPS, read_experiment
 from app.experiments.models import Experiment, Step
@@ -26,15 +26,19 @@ OFFERED = 100
 Row = tuple[str, int]  # noun, id
 
 
-def trained_checkpoints(session: Session, project_id: int) -> list[Checkpoint]:
-    """What a report can be made of: the policies that trainings made, newest first."""
+def trained_checkpoints(session: Session, project_id: int, wanted: Sequence[int] | None = None) -> list[Checkpoint]:
+    """What a report can be made of: the policies that trainings made, newest first; of those wanted, else the last."""
     trained = (
         select(Checkpoint)
         .join(Run, col(Run.id) == col(Checkpoint.run_id))
         .where(Checkpoint.project_id == project_id, Checkpoint.role == "policy", col(Checkpoint.parent_id).is_not(None))
         .where(col(Checkpoint.archived_at).is_(None), Run.status == "done")
     )
-    return list(session.exec(trained.order_by(col(Checkpoint.id).desc()).limit(OFFERED)))
+    if wanted is None:
+        trained = trained.order_by(col(Checkpoint.id).desc()).limit(OFFERED)
+    else:
+        trained = trained.where(col(Checkpoint.id).in_([key for key in wanted if 0 < key <= MAX_ID]))
+    return list(session.exec(trained))
 
 
 def collect_experiment(
@@ -75,10 +79,10 @@ def collect_experiment(
 
 
 def _chosen(session: Session, project_id: int, wanted: Sequence[int]) -> list[Checkpoint]:
-    known = {one.id: one for one in trained_checkpoints(session, project_id)}
+    known = {one.id: one for one in trained_checkpoints(session, project_id, wanted)}
     strange = [key for key in wanted if key not in known]
     if strange or not wanted:
-        what = f"checkpoint {strange[0]} is none" if strange else "none is chosen"
+        what = f"checkpoint {strange[0]} is none" if strange else "choose at least one"
         raise Invalid(f"A report is made of checkpoints that a finished training of this project made: {what}.",
                       {"checkpoints": [what]})  # fmt: skip
     return [known[key] for key in sorted(set(wanted))]

@@ -58,9 +58,10 @@ def _figures(session: Session, project_id: int) -> dict[str, tuple[int, str]]:
         return sa.select(model.id).where(*where)
 
     count, total = sa.func.count(), sa.func.sum
-    prompts, queues = PromptSet.project_id == project_id, Queue.project_id == project_id
-    pairs, verdicts = (
-        sa.and_(col(kind.project_id) == project_id, col(kind.archived_at).is_(None)) for kind in (PairSet, VerdictSet)
+    queues = Queue.project_id == project_id
+    prompts, pairs, verdicts = (
+        sa.and_(col(kind.project_id) == project_id, col(kind.archived_at).is_(None))
+        for kind in (PromptSet, PairSet, VerdictSet)
     )
     gradings, runs = Grading.project_id == project_id, Run.project_id == project_id
     items = ids(GradeItem, col(GradeItem.grading_id).in_(ids(Grading, gradings)))
@@ -72,10 +73,12 @@ def _figures(session: Session, project_id: int) -> dict[str, tuple[int, str]]:
         one(total(VerdictSet.n_null), verdicts),
         one(total(labels), verdicts, col(VerdictSet.run_id).in_(ids(Run, runs, Run.kind == "import_pairs"))),
         one(total(Queue.n_answered), queues), one(total(Queue.n), queues), one(total(PairSet.n_overridden), pairs),
-        one(count, Checkpoint.project_id == project_id, col(Checkpoint.method).in_(TRAINED)),
+        one(count, Checkpoint.project_id == project_id, col(Checkpoint.method).in_(TRAINED),
+            col(Checkpoint.archived_at).is_(None)),
         one(count, Snapshot.project_id == project_id),
         one(count, runs, Run.kind == "benchmark", Run.status == "done"),
-        one(count, col(Grade.item_id).in_(items)), one(total(Grading.planned_n), gradings),
+        one(sa.func.count(sa.distinct(col(Grade.item_id))), col(Grade.item_id).in_(items), Grade.choice != "skip"),
+        one(total(Grading.planned_n), gradings),
         one(count, Experiment.project_id == project_id, Experiment.status == "done"),
     )).one()  # fmt: skip
     (n_prompts, n_prompt_sets, n_pairs, n_pair_sets, n_labels, n_unreadable, n_imported, n_answered, n_drawn,

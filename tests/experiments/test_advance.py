@@ -1,5 +1,6 @@
 """Experiments move on by themselves: real steps, real runs, done in this process by the worker's own function."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import sleep
@@ -171,13 +172,16 @@ def test_the_same_work_is_not_done_twice(project: Project, folder: Path) -> None
         assert not steps_of(session, third)["prompts", 1].is_reused
 
 
-def test_an_import_whose_file_has_changed_is_done_again(project: Project, folder: Path) -> None:
+@pytest.mark.parametrize("is_dated_back", [False, True])
+def test_an_import_whose_file_has_changed_is_done_again(project: Project, folder: Path, is_dated_back: bool) -> None:
     text = SIMPLE.replace("shipped: demo}", 'path: "{folder}/prompts.jsonl"}', 1).replace(
         "steps:", "variables: {folder: f}\nsteps:", 1
     )
     first = start(project, folder, text)
     assert run_to_end(first).status == "done"
     (folder / "prompts.jsonl").write_text('{"prompt": "A new question?"}\n' * 1)
+    if is_dated_back:  # as cp -p, tar and rsync do
+        os.utime(folder / "prompts.jsonl", (1, 1))
     second = start(project, folder, text)
     assert run_to_end(second).status == "done"
     with reading() as session:

@@ -7,15 +7,20 @@ from typing import Any
 from sqlmodel import select
 from starlette.testclient import TestClient
 
-from app.db import get, reading, transaction
+from app.accounts.logins import make_account
+from app.db import get, now, reading, transaction
+from app.grading.models import Grade, GradeItem
 from app.home.next_step import find_next_steps
+from app.home.pipeline import read_stages
 from app.pairs.models import PairSet
 from app.projects.models import Project
+from app.prompts.models import PromptSet
 from app.recipes import RECIPES, read_recipe
 from app.runs.models import Run
 from app.runs.queue import launch
 from app.training.models import Snapshot
 from tests.experiments.test_advance import work_off
+from tests.grading.rows import make_marked_grading
 
 # A field of a nested model, as the form names it.
 SHORT: dict[str, Any] = {"decoding.max_new_tokens": 8}
@@ -72,6 +77,19 @@ def test_the_stages_show_what_is_there(client: TestClient, project: Project) -> 
     page = client.get("/p/demo").text
     assert "534" in page and "prompts in 1 set" in page
     assert "badge-failed" in page  # the last import
+
+
+def test_grades_are_counted_by_item_and_what_is_put_away_not_at_all(project: Project) -> None:
+    with transaction() as session:
+        grading = make_marked_grading(session, project, n=3)
+        items = session.exec(select(GradeItem.id).where(GradeItem.grading_id == grading.id)).all()
+        people = [make_account(session, f"grader {i}").id for i in range(2)]
+        session.add_all(Grade(item_id=items[0], account_id=one, choice="left") for one in people)
+        session.add(Grade(item_id=items[1], account_id=people[0], choice="skip"))
+        session.add(PromptSet(project_id=project.id, name="old", state="ready", n=9, archived_at=now()))
+    with reading() as session:
+        stages = {stage.label: (stage.count, stage.about) for stage in read_stages(session, project)}
+    assert stages["Grade"] == (1, "of 3 items graded") and stages["Prompts"] == (3, "prompts in 1 set")
 
 
 def test_openapi_describes_writes_and_files_and_nothing_else(client: TestClient) -> None:
