@@ -147,7 +147,8 @@ def _error(request: Request, error: AppError) -> Response:
         request.state.member = None  # the rail would ask the database, which may be what failed
     with reading() as session:  # the request's own session has been rolled back; this one connects only when asked
         request.state.session = session
-        return html(request, template, error.status_code, title="Something is in the way", error=error)
+        title = "Nothing here" if error.status_code == 404 else "That did not work"
+        return html(request, template, error.status_code, title=title, error=error)
 
 
 async def _show_app_error(request: Request, error: Exception) -> Response:

@@ -1,5 +1,6 @@
 """Pages and API of prompts: the sets, one set, importing, and the rows an import refused."""
 
+from dataclasses import replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -170,13 +171,15 @@ def import_page(
     errors: dict[str, list[str]], text: str = "", form_key: str = "", target: str = "",
 ) -> Response:  # fmt: skip
     """The form: a file, pasted text or a path, and what the recipe leaves open. Another target is only looked at."""
-    recipe = IMPORTS[what]
+    recipe, called = IMPORTS[what], target or ("preferences" if what == "pairs" else what)
     fields = [
-        f for f in recipe_form(session, recipe, member.project.id, values, errors) if f.name not in {"shipped", "seed"}
+        replace(f, required=f.required and f.name != "path")  # here a file or pasted text may stand for the path
+        for f in recipe_form(session, recipe, member.project.id, values, errors)
+        if f.name not in {"shipped", "seed"}
     ]
     known = {f.name for f in fields} | {"file", "text"}
     return html(
-        request, "prompts/import.html", 422 if errors else 200, title=f"Import {target or what}", what=what,
+        request, "prompts/import.html", 422 if errors else 200, title=f"Import {called}", what=what,
         target=target or what, fields=fields, errors=errors,
         general=[m for name, ms in errors.items() if name not in known for m in ms], text=text,
         form_key=form_key or new_form_key(),

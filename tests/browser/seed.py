@@ -24,7 +24,7 @@ from app.projects.models import Project
 from app.projects.projects import make_project, set_role
 from app.prompts.models import Prompt, PromptSet
 from app.review.answers import give_answer
-from app.review.card_lines import Judged, make_lines
+from app.review.card_lines import Judged, make_lines, verdict_of
 from app.review.models import JudgeCard, Mark, Queue
 from app.review.queues import claim_place
 from app.revising.decisions import claim_revision, decide
@@ -142,7 +142,7 @@ def _probe(session: Session, project: Project) -> None:
     ]  # fmt: skip
     session.add(JudgeCard(
         project_id=project.id, judge_id=verdicts.judge_id, pair_set_id=verdicts.pair_set_id, run_id=verdicts.run_id,
-        lines=[line.stored() for line in lines], probes=shown, limits=limits, n=len(judged), is_passed=None,
+        lines=[line.stored() for line in lines], probes=shown, limits=limits, n=len(judged), is_passed=verdict_of(lines),
         protocol={"is_both_orders": True, "verdict_set": verdicts.id},
     ))  # fmt: skip
     first = session.exec(select(Snapshot).where(Snapshot.project_id == project.id).order_by(col(Snapshot.id))).first()
