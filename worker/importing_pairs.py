@@ -127,7 +127,8 @@ class PairSpool:
         is_first_a = hashlib.sha256(f"{self.seed}\0{prompt}\0{key}".encode()).digest()[0] % 2 == 0
         a, b = (first, second) if is_first_a else (second, first)
         choice = draft.label if is_first_a or label == 2 else {"a": "b", "b": "a"}[draft.label]
-        self._pairs.write(encode([prompt, a, b, choice]) + "\n")
+        p_a = draft.p if is_first_a or draft.p is None else 1 - draft.p
+        self._pairs.write(encode([prompt, a, b, choice, *([] if p_a is None else [p_a])]) + "\n")
         self.n += 1
 
     def finish(self) -> None:
@@ -250,15 +251,18 @@ def _store_pairs(job: Job, spool: Path, set_id: int, pair_set_id: int, verdict_s
         pairs = [
             {"pair_set_id": pair_set_id, "position": done + place, "prompt_id": prompt_ids[prompt], "a_id": ids[a],
              "b_id": ids[b]}
-            for place, (prompt, a, b, _) in enumerate(chunk)
+            for place, (prompt, a, b, *_) in enumerate(chunk)
         ]  # fmt: skip
-        choices = Counter(choice for *_, choice in chunk)
+        choices = Counter(one[3] for one in chunk)
         with job.write() as session:
             insert_plain(session, Pair, pairs)
             stored = sa.select(col(Pair.id)).where(col(Pair.pair_set_id) == pair_set_id, col(Pair.position) >= done)
             labelled = list(zip(_ids(session, stored.order_by(col(Pair.position))), chunk, strict=True))
             for table, row, name in ((Opinion, opinion, "choice"), (Verdict, verdict, "outcome")):
-                rows = [{**row, "pair_id": pair_id, name: one[3]} for pair_id, one in labelled]
+                rows = [
+                    {**row, "pair_id": pair_id, name: one[3], "p_a": one[4] if len(one) > 4 else None}
+                    for pair_id, one in labelled
+                ]
                 insert_plain(session, table, rows)
             counted = get(session, VerdictSet, verdict_set_id)
             counted.n_a += choices["a"]

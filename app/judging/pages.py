@@ -22,6 +22,7 @@ from app.tables import Column, Filter, Table
 
 OUTCOMES = ("a", "b", "tie", "unreadable")
 REASONS_READ = 200
+GIVEN = (("split", "split"), ("group", "grp"), ("category", "category"), ("reference", "reference"))
 
 
 def verdict_sets_table(member: Member) -> Table:
@@ -88,6 +89,8 @@ def verdicts_table(verdict_set: VerdictSet) -> Table:
         Column("reason", Verdict.reason, "Reason", "long"),
         Column("a", a.text, "a", is_shown=False, is_read=False),
         Column("b", b.text, "b", is_shown=False, is_read=False),
+        # so that a download can be imported again as it is (app/pairs/fields.py)
+        *(Column(name, getattr(Prompt, of), name.capitalize(), is_shown=False, is_read=False) for name, of in GIVEN),
     ]
     source = (
         sa.join(Verdict, Pair, col(Pair.id) == col(Verdict.pair_id))

@@ -4,7 +4,10 @@ A layout is one function here or in layouts.py: a row and the recipe in, (prompt
 them where a row holds more than two completions. The label is "a" where the first is preferred, "b", or "tie".
 """
 
+import json
+import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,20 +28,22 @@ from app.prompts.recipes import ImportPairsRecipe
 KNOWN = (
     "PKU-SafeRLHF (prompt, response_0, …), hh-rlhf (chosen and rejected dialogues), UltraFeedback (instruction, "
     "completions), OASST (message trees), votes (conversation_a, conversation_b, winner), PandaLM (response1, "
-    "response2, annotator1, …), or prompt, chosen, rejected"
+    "response2, annotator1, …), verdicts (messages, a, b, outcome), or prompt, chosen, rejected"
 )
 Found = tuple[Messages, str, str, str]  # prompt, first completion, second one, label
+SOFT = {"chosen_rejected": "p_chosen", "verdicts": "p_a"}  # layout → the field of its soft label
 PROMPTS = ("prompt", "conversations", "messages", "instruction", "question")
 
 
 @dataclass(slots=True)
 class PairDraft:
-    """A prompt with two completions; `label` is a, b or tie."""
+    """A prompt with two completions; `label` is a, b or tie, `p` how likely the first is better, where the row says."""
 
     prompt: Draft
     first: str
     second: str
     label: str
+    p: float | None = None
 
 
 def read_pairs(row: Any, recipe: ImportPairsRecipe) -> list[PairDraft]:
@@ -60,8 +65,24 @@ def read_pairs(row: Any, recipe: ImportPairsRecipe) -> list[PairDraft]:
                 text = SPLIT_WORDS.get(text.lower(), text.lower())
             if text and (name != "split" or text in SPLITS):  # another word is a file's own, such as its origin
                 setattr(prompt, name, clean(text, name)[:120])
-        drafts.append(PairDraft(prompt, first, second, label))
+        if isinstance(gold := row.get("reference"), str) and gold.strip():
+            prompt.reference = clean(gold, "reference")
+        drafts.append(PairDraft(prompt, first, second, label, _probability(row, SOFT.get(layout, ""))))
     return drafts
+
+
+def _probability(row: Mapping[str, Any], name: str) -> float | None:
+    """How sure a row says its label is; None where it says nothing."""
+    value = row.get(name)
+    if value is None or value == "":
+        return None
+    try:
+        p = float(value) if not isinstance(value, bool) else math.nan
+    except (TypeError, ValueError):
+        p = math.nan
+    if not 0 <= p <= 1:
+        raise BadField(f"its “{name}” is “{str(value)[:40]}”, no number from 0 to 1")
+    return p
 
 
 def longest_text(drafts: Sequence[PairDraft]) -> int:
@@ -82,6 +103,8 @@ def guess_layout(row: Mapping[str, Any], recipe: ImportPairsRecipe | None = None
         return "ultrafeedback"
     if isinstance(row.get("prompt"), dict) and "replies" in row["prompt"]:
         return "oasst"
+    if {"messages", "a", "b", "outcome"} <= set(row):
+        return "verdicts"
     if {"conversation_a", "conversation_b", "winner"} <= set(row):
         return "votes"
     if {"response1", "response2", "annotator1"} <= set(row):
@@ -157,6 +180,19 @@ def _read_chosen(row: Mapping[str, Any], recipe: ImportPairsRecipe) -> list[Foun
     return [(prompt, chosen[-1]["content"], rejected[-1]["content"], "a")]
 
 
+def _read_verdicts(row: Mapping[str, Any], _: ImportPairsRecipe) -> list[Found]:
+    """A download of a judging: both sides with the verdict, ties included; what could not be read is no label."""
+    given = row["messages"]
+    with suppress(ValueError):  # a CSV's cell holds them as JSON
+        given = json.loads(given) if isinstance(given, str) and given.startswith("[") else given
+    prompt = as_prompt(given)
+    if row["outcome"] not in {"a", "b", "tie"}:
+        raise BadField(f"its verdict is “{str(row['outcome'])[:40]}”: there is no label to import")
+    if prompt[-1]["role"] != "user":
+        raise BadField("its prompt does not end with a message of the user")
+    return [(prompt, _text(row, "a"), _text(row, "b"), row["outcome"])]
+
+
 def as_prompt(given: Any) -> Messages:
     """A prompt's cell as messages: a text, a "\\n\\nHuman:" dialogue, or a list of messages."""
     if isinstance(given, str):
@@ -183,4 +219,5 @@ def _list(value: Any, name: str) -> Messages:
 READERS: dict[str, Callable[[Mapping[str, Any], ImportPairsRecipe], list[Found]]] = {
     "pku_saferlhf": _read_pku, "hh_rlhf": _read_dialogues, "chosen_rejected": _read_chosen,
     "ultrafeedback": read_ultrafeedback, "oasst": read_oasst, "votes": read_votes, "pandalm": read_pandalm,
+    "verdicts": _read_verdicts,
 }  # fmt: skip

@@ -69,7 +69,7 @@ class ImportPairsRecipe(Recipe):
     path: str = Field(..., title="File on the server", description=ON_HUB)
     format: Format = Field("auto", title="Format")
     layout: Literal[
-        "auto", "pku_saferlhf", "hh_rlhf", "chosen_rejected", "ultrafeedback", "oasst", "votes", "pandalm"
+        "auto", "pku_saferlhf", "hh_rlhf", "chosen_rejected", "ultrafeedback", "oasst", "votes", "pandalm", "verdicts"
     ] = Field("auto", title="Layout")
     label: Literal["better", "safer", "chosen"] = Field(
         "chosen", title="Which label", description="PKU-SafeRLHF has two."

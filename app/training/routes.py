@@ -3,12 +3,13 @@
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request
-from fastapi.responses import RedirectResponse, Response
+from fastapi.responses import FileResponse, RedirectResponse, Response
 from sqlalchemy.orm import defer
 from sqlmodel import Session, col, select
 from starlette.datastructures import FormData, UploadFile
 
 from app.checkpoints.models import Checkpoint
+from app.config import settings
 from app.db import Db, get
 from app.errors import NotFound
 from app.html import html, read_form
@@ -112,6 +113,17 @@ def show_snapshot(
         freezing=get(session, Run, snapshot.run_id) if snapshot.run_id else None,
         others=comparable(session, snapshot) if snapshot.state == "ready" else [],
     )  # fmt: skip
+
+
+@router.get("/p/{project}/train/snapshots/{snapshot_id}/preferences.jsonl")
+def download_preferences(member: Viewer, session: Db, snapshot_id: int) -> Response:
+    """The frozen file itself: prompt, chosen and rejected as messages, as TRL reads them and the import takes them."""
+    snapshot = project_snapshot(session, member, snapshot_id)
+    path = settings().data_path / snapshot.path
+    if snapshot.state != "ready" or not path.is_file():
+        what = "is still being written" if snapshot.state != "ready" else "is gone: freeze these verdicts again"
+        raise NotFound(f"The file of “{snapshot.name}” {what}.")
+    return FileResponse(path, media_type="application/x-ndjson", filename=f"preferences-{snapshot.id}.jsonl")
 
 
 @router.get("/p/{project}/train/checkpoints/{checkpoint_id}/stale")
