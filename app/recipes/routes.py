@@ -1,8 +1,8 @@
 """Every recipe as a form and as the API's body: one page and one route launch any kind of run."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Request
+from fastapi import APIRouter, Body, Query, Request
 from fastapi.responses import RedirectResponse, Response
 from sqlmodel import Session
 from starlette.datastructures import FormData, UploadFile
@@ -92,7 +92,10 @@ def _recipe_or_404(kind: str) -> Any:
 
 
 @router.post("/api/v1/p/{project}/runs", status_code=201)
-def launch_run(member: Researcher, session: Db, recipe: dict[str, Any] = Body(...), form_key: str | None = None) -> Any:
+def launch_run(
+    member: Researcher, session: Db, recipe: dict[str, Any] = Body(...),
+    form_key: Annotated[str | None, Query(max_length=64)] = None,
+) -> Any:  # fmt: skip
     """Launches a run of any kind: the body is a recipe with its `kind`. The same form_key twice is the same run.
 
     A recipe that stands for several runs (a reward model `also_from` other starts) answers with the others in `also`.

@@ -167,12 +167,15 @@ FORMAT_COLUMNS = (
 
 def table_columns(results: list[BenchmarkResults]) -> list[tuple[str, MetricResults]]:
     """(heading, metric) of the result table."""
-    known = {(one.benchmark.name, metric.metric): metric for one in results for metric in one.metrics}
-    if any(name == "strict_format" for name, _ in known):
-        chosen = [(heading, known[name, metric]) for name, metric, heading in FORMAT_COLUMNS if (name, metric) in known]
+    names = [one.benchmark.name for one in results]
+    chosen, rest = [], results
+    if "strict_format" in names:
+        for name, wanted, heading in FORMAT_COLUMNS:
+            for one in results:
+                again = f", version {one.benchmark.version}" if names.count(name) > 1 else ""
+                found = [metric for metric in one.metrics if one.benchmark.name == name and metric.metric == wanted]
+                chosen += [(heading + again, metric) for metric in found]
         rest = [one for one in results if one.benchmark.name not in {name for name, _, _ in FORMAT_COLUMNS}]
-    else:
-        chosen, rest = [], results
     return chosen + [(f"{one.title}: {metric.label}", metric) for one in rest for metric in one.metrics[:1]]
 
 

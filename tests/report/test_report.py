@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 
 from app.accounts.logins import COOKIE, make_account, make_login
 from app.accounts.models import Account
-from app.benchmarks.models import Score
+from app.benchmarks.models import Benchmark, Score
 from app.benchmarks.scores import read_levels
 from app.checkpoints.models import Checkpoint
 from app.cli import main
@@ -29,7 +29,7 @@ from app.prompts.models import Prompt
 from app.report.arms import Material, lineage, read_material
 from app.report.limits import say_left_out
 from app.report.report import read_report
-from app.report.results import result_lines, result_table
+from app.report.results import result_lines, result_table, table_columns
 from app.report.signals import training_signals
 from app.review.models import JudgeCard, Override
 from app.runs.models import Run, RunIo
@@ -249,6 +249,18 @@ def test_a_lost_seed_is_named_and_the_others_stand(reader: TestClient) -> None:
     assert "These steps failed, and nothing here stands for them: dpo_facts (seed 2)." in found["limits"]
     facts = next(one for one in found["benchmarks"] if one["name"] == "demo_facts")["metrics"][0]
     assert facts["over_seeds"]["DPO"]["level"]["n"] == 1 and facts["over_seeds"]["base"]["level"]["n"] == 2
+
+
+def test_two_versions_of_a_benchmark_are_two_columns(studied: None) -> None:
+    with reading() as session:
+        report = read_report(session, get(session, Experiment, 1))
+    one = next(found for found in report.results if found.benchmark.name == "strict_format")
+    assert [heading for heading, _ in table_columns([one])][:2] == ["format, sampled", "accuracy, sampled"]
+    again = Benchmark(**{**one.benchmark.model_dump(), "version": 2})
+    other = replace(one, benchmark=again, metrics=[replace(metric, benchmark=again) for metric in one.metrics])
+    columns = table_columns([one, other])
+    assert [heading for heading, _ in columns][:2] == ["format, sampled, version 1", "format, sampled, version 2"]
+    assert [metric.benchmark.version for _, metric in columns][:2] == [1, 2]
 
 
 def test_labels_changed_since_and_scores_that_could_not_be_read_are_limits(reader: TestClient) -> None:
