@@ -3,7 +3,6 @@
 import json
 import logging
 import uuid
-from collections.abc import Awaitable, Callable
 from urllib.parse import quote, urlsplit
 
 import sqlalchemy as sa
@@ -12,8 +11,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import RedirectResponse, Response
 from fastapi.routing import iter_route_contexts
 from fastapi.staticfiles import StaticFiles
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import app.models  # noqa: F401  every table is known before the first request
 from app import __version__
@@ -60,9 +61,11 @@ POLICY = (
     "form-action 'self'; frame-ancestors 'none'"
 )
 SLICES = (
+    # a request is compared with every route before its own: first comes where people work item after item
+    judge_cards, estimates, review, grading,
     accounts, projects, home, import_wizard, fetched, prompts, checkpoints, exports, pairs, playground, annotations,
-    constitutions, judging, ratings, judge_cards, estimates, review, revising, label_diffs, rounds, budgets, training,
-    benchmarks, grading, report, sweeps, experiments, recipes, runs,
+    constitutions, judging, ratings, revising, label_diffs, rounds, budgets, training, benchmarks, report, sweeps,
+    experiments, recipes, runs,
 )  # fmt: skip
 
 
@@ -78,7 +81,7 @@ def create_app() -> FastAPI:
     check_policies(app)
     hosts = {"127.0.0.1", "localhost", "[::1]", settings().host, urlsplit(settings().url).hostname or "127.0.0.1"}
     hosts |= {name.strip() for name in settings().allowed_hosts.split(",") if name.strip()}
-    app.middleware("http")(_guard)
+    app.add_middleware(Guard)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=sorted(hosts), www_redirect=False)
     app.add_exception_handler(AppError, _show_app_error)
     app.add_exception_handler(HTTPException, _show_http_error)
@@ -90,28 +93,43 @@ def create_app() -> FastAPI:
     return app
 
 
-async def _guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-    """Refuses cross-site writes, NUL and broken text in URLs; adds the security headers."""
-    request.state.id = uuid.uuid4().hex[:12]
-    if "\x00" in request.url.path or "%00" in request.url.query:
-        response = _error(request, Invalid("The address holds a NUL character."))
-    elif request.method not in {"GET", "HEAD", "OPTIONS"} and is_cross_site(request):
-        response = _error(request, Forbidden("This was sent from another site, so it was refused."))
-    else:
-        response = await call_next(request)
-    return _secured(request, response)
+class Guard:
+    """Refuses cross-site writes and NUL in URLs; adds the security headers.
+
+    Plain ASGI: FastAPI's own way to write a middleware starts a task and two queues for each request.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request = Request(scope)
+        request.state.id = uuid.uuid4().hex[:12]
+
+        async def send_secured(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                _secure(request, MutableHeaders(scope=message))
+            await send(message)
+
+        answer: ASGIApp = self.app
+        if "\x00" in scope["path"] or b"%00" in scope["query_string"]:
+            answer = _error(request, Invalid("The address holds a NUL character."))
+        elif scope["method"] not in {"GET", "HEAD", "OPTIONS"} and is_cross_site(request):
+            answer = _error(request, Forbidden("This was sent from another site, so it was refused."))
+        await answer(scope, receive, send_secured)
 
 
-def _secured(request: Request, response: Response) -> Response:
-    """The response with the headers that every answer carries."""
-    headers = response.headers
+def _secure(request: Request, headers: MutableHeaders) -> None:
+    """Adds the headers that every answer carries."""
     headers.setdefault("Content-Security-Policy", POLICY)
     headers["X-Content-Type-Options"] = "nosniff"
     headers["Referrer-Policy"] = "same-origin"
     headers["X-Request-Id"] = getattr(request.state, "id", "")
-    if not request.url.path.startswith("/static/"):
+    if not request.scope["path"].startswith("/static/"):
         headers.setdefault("Cache-Control", "no-store")
-    return response
 
 
 def is_cross_site(request: Request) -> bool:
@@ -194,4 +212,6 @@ async def _show_crash(request: Request, error: Exception) -> Response:
         f"PrefLab made a mistake. It is in the log under {getattr(request.state, 'id', '?')}; nothing was stored."
     )
     crash.status_code = 500
-    return _secured(request, _error(request, crash))  # this handler stands outside the middleware
+    response = _error(request, crash)
+    _secure(request, response.headers)  # this handler stands outside the middleware
+    return response

@@ -1,6 +1,7 @@
 """The left rail: each stage with its count, and a dot while something of it is running."""
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -46,26 +47,10 @@ class RailItem:
 
 def read_rail(session: Session, member: Member, path: str) -> list[RailItem]:
     """The rail as this member sees it: one query for the counts, one for what is running."""
-    tables = SQLModel.metadata.tables
-    shown = [stage for stage in STAGES if member.may("viewer") or stage[0] in FOR_GRADERS]
-    counted = {
-        name: sa.select(sa.func.count())
-        .where(tables[name].c.project_id == member.project.id)
-        .where(*(tables[name].c[put_away].is_(None) for put_away in ("archived_at",) if put_away in tables[name].c))
-        .scalar_subquery()
-        for _, _, name, _ in shown
-        if name
-    }
-    counts: dict[str, Any] = {}
-    if counted:
-        row = session.execute(sa.select(*[query.label(name) for name, query in counted.items()])).one()
-        counts = dict(row._mapping)
-    run = tables["run"]
-    live = set(
-        session.execute(
-            sa.select(run.c.kind).distinct().where(run.c.project_id == member.project.id, run.c.status == "running")
-        ).scalars()
-    )
+    shown = tuple(stage for stage in STAGES if member.may("viewer") or stage[0] in FOR_GRADERS)
+    counting, running = _statements(tuple(name for _, _, name, _ in shown if name))
+    counts = session.execute(counting, {"project": member.project.id}).one()._mapping
+    live = set(session.execute(running, {"project": member.project.id}).scalars())
     root = f"/p/{member.project.slug}"
     here = _stage_of(path.removeprefix(root).strip("/"))
     items = []
@@ -74,6 +59,26 @@ def read_rail(session: Session, member: Member, path: str) -> list[RailItem]:
         is_running = bool(live & set(kinds)) or (label == "Runs" and bool(live))
         items.append(RailItem(label, url, counts.get(name), is_running, here == below))
     return items
+
+
+@cache
+def _statements(names: tuple[str, ...]) -> tuple[sa.Select[Any], sa.Select[Any]]:
+    """What counts a project's rows of these tables, and what tells which kinds of run are running.
+
+    Built once: every page asks them, and building them takes longer than running them.
+    """
+    tables = SQLModel.metadata.tables
+    project: Any = sa.bindparam("project")
+    counted = [
+        sa.select(sa.func.count())
+        .where(tables[name].c.project_id == project)
+        .where(*(tables[name].c[put_away].is_(None) for put_away in ("archived_at",) if put_away in tables[name].c))
+        .label(name)
+        for name in names
+    ]
+    run = tables["run"]
+    running = sa.select(run.c.kind).distinct().where(run.c.project_id == project, run.c.status == "running")
+    return sa.select(*counted), running
 
 
 def _stage_of(below: str) -> str:
