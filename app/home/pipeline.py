@@ -89,7 +89,7 @@ def _figures(session: Session, project_id: int) -> dict[str, tuple[int, str]]:
         "Judge": (n_labels, _labels_said(n_labels, n_imported, n_unreadable)),
         "Review": (n_answered, f"of {n_drawn:,} drawn pairs answered, {n_overridden:,} overridden"),
         "Train": (n_trained, f"trained checkpoints, {n_snapshots:,} frozen snapshot{'' if n_snapshots == 1 else 's'}"),
-        "Benchmarks": (n_scored, "scored benchmarks"),
+        "Benchmarks": (n_scored, f"benchmark run{'' if n_scored == 1 else 's'} done"),
         "Grade": (n_graded, f"of {n_planned:,} items graded"),
         "Report": (n_finished, f"finished experiment{'' if n_finished == 1 else 's'}"),
     }
