@@ -5,7 +5,7 @@ The reference is the starting checkpoint: loaded a second time for full training
 frozen copy of the adapter that training starts from) for LoRA.
 """
 
-from copy import copy
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -21,39 +21,51 @@ from worker.several import n_processes
 
 def unpair(rows: list[Row]) -> list[Row]:
     """Two rows a pair: a completion, and whether it is a good one. A completion that stands in several pairs on the
-    same side is one row."""
+    same side is one row. First comes one row of each prompt, then a second of each, and so on: rows that stand beside
+    each other are of different prompts."""
     found: dict[str, Row] = {}
+    places: Counter[str] = Counter()
+    placed = []
     for row in rows:
         for side in ("chosen", "rejected"):
             one = {"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"}
-            found.setdefault(repr(one), one)
-    return list(found.values())
+            if repr(one) not in found:
+                found[repr(one)] = one
+                placed.append((places[repr(row["prompt"])], one))
+                places[repr(row["prompt"])] += 1
+    return [one for _, one in sorted(placed, key=lambda pair: pair[0])]
 
 
-def fit_kto(
-    recipe: KtoRecipe,
-    seed: int,
-    start: Weights,
-    preferences: Preferences,
-    folder: Path,
-    watch: Watch,
-    recorder: Recorder | None = None,
-) -> tuple[Any, Any, dict[str, float]]:
-    """Returns the trained model, its tokenizer and the last value of every curve."""
+def mismatch(part: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """For the KL: each prompt of a part of a step with the completion of the nearest row before of another prompt.
+
+    TRL takes the row before, whatever it is; a completion of the same prompt is no mismatch, and the estimate would
+    follow what training does to that very text.
+    """
+    prompts, texts = part["prompt_ids"], part["completion_ids"]
+    n = len(prompts)
+    others = [
+        next((at for at in range(place - 1, place - n, -1) if prompts[at] != prompts[place]), place - 1)
+        for place in range(n)
+    ]
+    return {**part, "KL_completion_ids": [texts[at] for at in others]}
+
+
+def make_trainer(recipe: KtoRecipe, seed: int, start: Weights, preferences: Preferences, folder: Path) -> Any:
+    """TRL's, with its rows ready."""
     from trl import KTOConfig, KTOTrainer
 
     from worker.dev_means import LoneMeans
-    from worker.trl_run import as_dataset, offline_arguments, record, run_trainer
+    from worker.trl_run import as_dataset, offline_arguments
 
     class Trainer(LoneMeans, KTOTrainer):
         def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, name: str) -> Any:
-            """TRL moves completions on by one within a process's rows; here within those of all processes."""
-            whole = copy(args)
-            whole.per_device_train_batch_size *= n_processes()
-            return super()._prepare_dataset(dataset, processing_class, whole, name)
+            """TRL mismatches completions within a process's rows; here within those of all processes."""
+            ready = super()._prepare_dataset(dataset, processing_class, args, name)
+            return ready.map(mismatch, batched=True, batch_size=args.per_device_train_batch_size * n_processes())
 
     tokenizer = load_tokenizer(start)
-    trainer = Trainer(
+    return Trainer(
         model=load_trainable(start, recipe.is_lora, recipe.lora_rank, recipe.dtype, seed),
         ref_model=None if recipe.is_lora else load_full(start, recipe.dtype).requires_grad_(False),
         args=KTOConfig(
@@ -67,8 +79,24 @@ def fit_kto(
         eval_dataset=as_dataset(unpair(preferences.dev), tokenizer),
         processing_class=tokenizer,
     )
+
+
+def fit_kto(
+    recipe: KtoRecipe,
+    seed: int,
+    start: Weights,
+    preferences: Preferences,
+    folder: Path,
+    watch: Watch,
+    recorder: Recorder | None = None,
+) -> tuple[Any, Any, dict[str, float]]:
+    """Returns the trained model, its tokenizer and the last value of every curve."""
+    from worker.trl_run import record, run_trainer
+
+    trainer = make_trainer(recipe, seed, start, preferences, folder)
     record(trainer, recorder, recipe, seed)
-    return trainer.model, tokenizer, run_trainer(trainer, watch, folder, patience=recipe.patience)
+    curves = run_trainer(trainer, watch, folder, patience=recipe.patience)
+    return trainer.model, trainer.processing_class, curves
 
 
 def train_kto(job: Job) -> None:

@@ -13,6 +13,7 @@ from tests.worker.tiny import STRICT, Silent, preferences, same, write_tiny
 from worker.dpo import fit_dpo, make_trainer
 from worker.grpo import fit_grpo, rule_reward
 from worker.kto import fit_kto, unpair
+from worker.kto import make_trainer as make_lone_trainer
 from worker.loading import Weights, encode_prompt, load_full, load_tokenizer, render_prompt
 from worker.preference_losses import preference_loss, simpo_loss, simpo_margins
 from worker.preferences import Preferences
@@ -122,9 +123,24 @@ def test_weights_without_a_manifest_have_no_name(base: Weights) -> None:
     assert weights_key(adapter, "float32") not in {None, weights_key(base, "float32")}
 
 
+def test_kto_s_kl_is_of_mismatched_texts(base: Weights, tmp_path: Path) -> None:
+    """TRL pairs each prompt with the completion of the row before, within a part of a step."""
+
+    def row(prompt: int, number: int) -> dict[str, Any]:
+        sides = {side: [{"role": "assistant", "content": f"{side} {number}"}] for side in ("chosen", "rejected")}
+        return {"prompt": [{"role": "user", "content": f"Question {prompt}?"}], **sides}
+
+    rows = [row(max(0, number - 1), number) for number in range(10)]  # the first prompt has two pairs
+    recipe = KtoRecipe(**{**OFFLINE, "batch_size": 4}, reference=1)
+    trained = make_lone_trainer(recipe, 3, base, Preferences(rows, []), tmp_path / "state").train_dataset
+    texts = {(tuple(row["prompt_ids"]), tuple(row["completion_ids"])) for row in trained}
+    asked = [(tuple(row["prompt_ids"]), tuple(row["KL_completion_ids"])) for row in trained]
+    assert len(asked) == 20 and not set(asked) & texts
+
+
 def test_kto_takes_pairs_apart_and_learns(base: Weights, tmp_path: Path) -> None:
     rows = preferences(3).train
-    assert [row["label"] for row in unpair([*rows, rows[0]])] == [True, False] * 3
+    assert sorted(row["label"] for row in unpair([*rows, rows[0]])) == [False] * 3 + [True] * 3
     watch = Silent()
     recipe = KtoRecipe(**{**OFFLINE, "epochs": 3}, reference=1)
     model, tokenizer, _ = fit_kto(recipe, 3, base, preferences(), tmp_path / "state", watch)
