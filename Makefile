@@ -38,7 +38,7 @@ check: setup-dev
 	scripts/check_migrations.sh
 
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 format: setup-dev
 	$(BIN)/ruff format .
