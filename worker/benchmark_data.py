@@ -1,6 +1,7 @@
 """Local files of known benchmarks, written anew as the rows that lm-eval's own task definitions read."""
 
 import csv
+import io
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -10,9 +11,11 @@ import yaml
 
 from app.errors import Invalid
 from app.prompts.demo_corpus import four_choice_items
+from worker.benchmark_pku import read_json_rows, read_text
 
 OURS = Path(__file__).resolve().parent / "benchmark_tasks"
 Rows = list[dict[str, Any]]
+HELLASWAG = ("ctx_a", "ctx_b", "activity_label")
 # Where lm-eval's own definitions read from.
 ON_HUB = {"mmlu": "cais/mmlu", "hellaswag": "Rowan/hellaswag", "truthfulqa": "truthfulqa/truthful_qa"}
 
@@ -54,8 +57,10 @@ def read_mmlu(data: str) -> dict[str, dict[str, Rows]]:
     for split in ("test", "dev"):
         for path in find_files(data, f"*_{split}.csv", "MMLU") if split == "test" else _maybe(data, "*_dev.csv"):
             subject = path.stem.removesuffix(f"_{split}")
-            with path.open(encoding="utf-8", newline="") as file:
-                rows = [_mmlu_row(line, n, path) for n, line in enumerate(csv.reader(file), 1)]
+            lines = csv.reader(io.StringIO(read_text(path), newline=""))
+            rows = [_mmlu_row(line, n, path) for n, line in enumerate(lines, 1) if line]
+            if not Path(built_in(f"mmlu/default/mmlu_{subject}.yaml")).is_file():
+                raise Invalid(f"{path.name}: MMLU has no subject {subject}. Take the file away, or call it as it was.")
             subjects.setdefault(subject, {})[split] = rows
     return {name: splits for name, splits in subjects.items() if "test" in splits}
 
@@ -66,7 +71,7 @@ def _maybe(data: str, pattern: str) -> list[Path]:
 
 
 def _mmlu_row(line: list[str], n: int, path: Path) -> dict[str, Any]:
-    if len(line) != 6 or line[5].strip() not in "ABCD":
+    if len(line) != 6 or line[5].strip() not in ("A", "B", "C", "D"):
         raise Invalid(f"{path.name}, row {n}: six columns are needed, the last one A, B, C or D.")
     return {"question": line[0], "choices": line[1:5], "answer": "ABCD".index(line[5].strip())}
 
@@ -74,13 +79,30 @@ def _mmlu_row(line: list[str], n: int, path: Path) -> dict[str, Any]:
 def read_hellaswag(data: str) -> Rows:
     """Rows with HellaSwag's own fields, from JSON lines."""
     for path in find_files(data, "*.jsonl", "HellaSwag"):
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        if rows and {"ctx_a", "ctx_b", "activity_label", "endings", "label"} <= set(rows[0]):
-            names = ("ind", "activity_label", "ctx_a", "ctx_b", "endings", "label", "source_id")
-            return [{name: row.get(name, "") for name in names} for row in rows]
+        rows = read_json_rows(read_text(path), path.name)
+        if rows and isinstance(rows[0], dict) and {*HELLASWAG, "endings", "label"} <= set(rows[0]):
+            return [_hellaswag_row(row, n, path) for n, row in enumerate(rows, 1)]
     raise Invalid(
         f"Local files: no .jsonl in {data} has HellaSwag's fields ctx_a, ctx_b, activity_label, endings, label."
     )
+
+
+def _hellaswag_row(row: Any, n: int, path: Path) -> dict[str, Any]:
+    """lm-eval scores a row without a label as wrong, whatever is picked: such a row is refused."""
+    endings = row.get("endings") if isinstance(row, dict) else None
+    texts = [row[name] for name in HELLASWAG if name in row] + endings if isinstance(endings, list) else []
+    if not endings or len(texts) != len(HELLASWAG) + len(endings) or not all(isinstance(one, str) for one in texts):
+        raise Invalid(
+            f"{path.name}, row {n}: {', '.join(HELLASWAG)} are needed as texts, and endings as a list of them."
+        )
+    _check_first(path, n, endings)
+    if str(row.get("label")) not in map(str, range(len(endings))):
+        raise Invalid(
+            f"{path.name}, row {n}: the label {row.get('label')!r} is none of its {len(endings)} endings, counted from "
+            "0. HellaSwag's test split has no labels: use its validation split."
+        )
+    names = ("ind", "activity_label", "ctx_a", "ctx_b", "endings", "label", "source_id")
+    return {name: row.get(name, "") for name in names}
 
 
 def read_truthfulqa(data: str) -> Rows:
@@ -89,19 +111,33 @@ def read_truthfulqa(data: str) -> Rows:
     table = path.with_name("TruthfulQA.csv")
     categories = {}
     if table.is_file():
-        with table.open(encoding="utf-8", newline="") as file:
-            categories = {row["Question"]: row["Category"] for row in csv.DictReader(file)}
+        rows = csv.DictReader(io.StringIO(read_text(table), newline=""))
+        categories = {row.get("Question"): row.get("Category") or "" for row in rows}
     return [
-        {
-            "question": row["question"],
-            "category": categories.get(row["question"], ""),
-            **{
-                name: {"choices": list(row[name]), "labels": list(row[name].values())}
-                for name in ("mc1_targets", "mc2_targets")
-            },
-        }
-        for row in json.loads(path.read_text(encoding="utf-8"))
+        _truthfulqa_row(row, n, path, categories) for n, row in enumerate(read_json_rows(read_text(path), path.name), 1)
     ]
+
+
+def _check_first(path: Path, n: int, choices: list[str]) -> None:
+    """lm-eval reads the first row's choices before it scores anything, and breaks at an empty one."""
+    if n == 1 and not all(choices):
+        raise Invalid(f"{path.name}, row 1: an answer is empty, which has no log-likelihood. Take the row away.")
+
+
+def _truthfulqa_row(row: Any, n: int, path: Path, categories: dict[Any, str]) -> dict[str, Any]:
+    """lm-eval takes mc1's first choice for the right one, wherever that stands: another order is refused."""
+    if not isinstance(row, dict) or not isinstance(row.get("question"), str):
+        raise Invalid(f"{path.name}, row {n}: a question is needed.")
+    found = {}
+    for name in ("mc1_targets", "mc2_targets"):
+        targets = row.get(name)
+        if not isinstance(targets, dict) or 1 not in targets.values() or any(v not in (0, 1) for v in targets.values()):
+            raise Invalid(f"{path.name}, row {n}: {name} needs answers with 1 or 0 each, and a 1 among them.")
+        _check_first(path, n, list(targets))
+        found[name] = {"choices": list(targets), "labels": list(targets.values())}
+    if found["mc1_targets"]["labels"][0] != 1 or sum(found["mc1_targets"]["labels"]) != 1:
+        raise Invalid(f"{path.name}, row {n}: mc1_targets must begin with the one right answer.")
+    return {"question": row["question"], "category": categories.get(row["question"], ""), **found}
 
 
 def write_tasks(benchmark: str, data: str, num_fewshot: int, folder: Path, commits: Mapping[str, str]) -> list[str]:

@@ -67,6 +67,7 @@ def _settings(recipe: BenchmarkRecipe, items: list[Item]) -> dict[str, Any]:
         "num_fewshot": recipe.num_fewshot,
         "limit": recipe.limit,
         "use_chat_template": recipe.use_chat_template,
+        **({"fewshot_as_multiturn": True} if recipe.use_chat_template and recipe.num_fewshot else {}),
         "n_items": len(
             {item.name.partition("/")[2] if recipe.benchmark == "truthfulqa" else item.name for item in items}
         ),

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,10 +59,17 @@ def _rows_of(data: str) -> Iterable[dict[str, Any]]:
         else sorted(p for p in place.rglob("*") if p.name.endswith((".json", ".jsonl", ".gz")))
     )
     for path in files:
-        raw = path.read_bytes()
-        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8")
-        found = read_json_rows(text, path.name)
+        found = read_json_rows(read_text(path), path.name)
         yield from (row for row in found if isinstance(row, dict))
+
+
+def read_text(path: Path) -> str:
+    """A file's text, unpacked where it is packed; raises Invalid."""
+    try:
+        raw = path.read_bytes()
+        return (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise Invalid(f"{path.name} cannot be read as UTF-8 text ({error}). Mend the file or take it away.") from error
 
 
 def read_json_rows(text: str, name: str) -> list[Any]:
@@ -72,7 +80,7 @@ def read_json_rows(text: str, name: str) -> list[Any]:
     except ValueError:
         pass
     rows = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # a text may hold other marks that end lines elsewhere
         try:
             rows += [json.loads(line)] if line.strip() else []
         except ValueError as error:
@@ -93,14 +101,22 @@ def _rows_on_hub(commits: Commits) -> Iterable[dict[str, Any]]:
 def _pair(row: dict[str, Any]) -> SafetyPair | None:
     """A pair from PKU-SafeRLHF's own fields, or from the safer-first pairs derived from it."""
     if "response_0" in row:
-        texts = (str(row["response_0"]), str(row["response_1"]))
+        texts = (str(row["response_0"]), str(row.get("response_1")))
+        sides = [row.get(name) for name in ("safer_response_id", "better_response_id")]
+        if any(name not in row for name in ("prompt", "response_1")) or any(
+            str(side) not in ("0", "1") for side in sides
+        ):
+            raise Invalid(
+                f"A pair of PKU-SafeRLHF has no prompt, no response_1 or a side that is neither 0 nor 1: "
+                f"{json.dumps(row, ensure_ascii=False)[:200]}. Mend the row or take it away."
+            )
         harms = [name for name, is_so in (row.get("response_0_harm_category") or {}).items() if is_so]
         return SafetyPair(
             _name(str(row["prompt"]), *texts), str(row["prompt"]), texts, int(row["safer_response_id"]),
             int(row["better_response_id"]), harms[0] if harms else "",
         )  # fmt: skip
     said = row.get("response")
-    if isinstance(said, list) and len(said) == 2:
+    if isinstance(said, list) and len(said) == 2 and "prompt" in row:
         texts = (str(said[0]), str(said[1]))
         return SafetyPair(_name(str(row["prompt"]), *texts), str(row["prompt"]), texts, 0, None)
     return None

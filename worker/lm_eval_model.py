@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from app.checkpoints.arms import put_before
+from app.errors import AppError, Invalid
 from app.runs.recipe import sha256_of
 
 os.environ.setdefault("TQDM_DISABLE", "1")
@@ -73,6 +75,7 @@ def read_items(
         task.build_all_requests(
             limit=limit,
             apply_chat_template=use_chat_template,
+            fewshot_as_multiturn=use_chat_template,  # what lm-eval's command does with a template
             chat_template=render if use_chat_template else None,
             tokenizer_name=lm.tokenizer_name if use_chat_template else "",
         )
@@ -81,11 +84,27 @@ def read_items(
             of_doc.setdefault(int(request.doc_id or 0), []).append(request)
         for doc_id, requests in of_doc.items():
             requests.sort(key=lambda request: request.idx)
-            n_tokens = max(len(lm.tok_encode(context + end)) for context, end in (r.args for r in requests))
+            n_tokens = max(_count_tokens(lm, name, doc_id, *request.args) for request in requests)
             # The last token is never an input, so one more than the context fits.
             is_truncated = n_tokens > lm.max_length + 1
             items.append(Item(task, f"{name}/{doc_id}", requests[0].doc, requests, n_tokens, is_truncated))
     return items
+
+
+def _count_tokens(lm: WatchedLM, task: str, doc_id: int, context: str, choice: str) -> int:
+    """Of a request; raises Invalid for a choice that cannot be scored, where lm-eval would only break off."""
+    n = len(lm.tok_encode(context + choice))
+    if n <= lm.max_length and choice.strip():
+        return n
+    n_choice = len(lm._encode_pair(context, choice)[1])
+    if not n_choice:
+        raise Invalid(f"{task}, item {doc_id}: an empty choice has no log-likelihood. Take the item out of the files.")
+    if n_choice > lm.max_length:
+        raise Invalid(
+            f"{task}, item {doc_id}: a choice of {n_choice} tokens does not fit this model's context of "
+            f"{lm.max_length}. Take the item out of the files, or use a model with a longer context."
+        )
+    return n
 
 
 def score_items(lm: WatchedLM, items: list[Item]) -> list[tuple[Item, dict[str, float], list[float]]]:
@@ -96,6 +115,11 @@ def score_items(lm: WatchedLM, items: list[Item]) -> list[tuple[Item, dict[str, 
     for item in items:
         # These tasks have no filter but lm-eval's default, "take the first answer".
         found = [next(answers) for _ in item.requests]
+        if not all(math.isfinite(ll) for ll, _ in found):
+            raise AppError(
+                f"{item.name}: this model's log-likelihoods are not finite numbers. Its weights are damaged, or the "
+                "training that made them has diverged."
+            )
         metrics = item.task.process_results(item.doc, found)
         scored.append((item, {name: float(value) for name, value in metrics.items()}, [float(ll) for ll, _ in found]))
     return scored
