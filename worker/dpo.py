@@ -71,7 +71,7 @@ def _train(job: Job) -> None:
         start = weights_of(session, recipe.start)
         other = getattr(recipe, "reference", recipe.start)  # SimPO has none
         reference = weights_of(session, other) if other != recipe.start else None
-    name = weights_key(reference or start, recipe.dtype)
+    name = weights_key(reference or start, recipe.dtype, is_merged=not recipe.is_lora)
     cache = RowCache(job, name) if name else None
     recorder = recorder_of_rows(job, preferences.dev, start)
     preferences = keep_fitting(job, recipe, start, preferences, count_whole(load_tokenizer(start)))

@@ -395,6 +395,10 @@ def train_ppo(job: Job) -> None:
     tokenizer = load_tokenizer(start)
     if reward is not None:
         check_tokens(reward, tokenizer)
+        if load_tokenizer(reward).chat_template != tokenizer.chat_template:
+            job.log(
+                "the reward model has another chat template: it reads prompts as the policy’s renders them", "warning"
+            )
     prompts, dev = prompts_of(job, tokenizer, context_of(start))
     torch.manual_seed(job.seed)  # fresh adapters are drawn from it
     models = load_ppo_models(start, reward, recipe.is_lora, recipe.lora_rank, recipe.dtype)

@@ -63,10 +63,11 @@ class RowCache:
             session.execute(insert(LogProb).values(rows).on_conflict_do_nothing())
 
 
-def weights_key(weights: Weights, dtype: str) -> str | None:
+def weights_key(weights: Weights, dtype: str, is_merged: bool = False) -> str | None:
     """The name of frozen weights: base, adapter and number format; the tokenizer lies in the same folders.
 
-    None where the files have no manifest, so that nobody can say whether they have changed.
+    `is_merged`: an adapter is added into its base, which in less than float32 rounds it to other weights. None where
+    the files have no manifest, so that nobody can say whether they have changed.
     """
     parts = []
     one: Weights | None = weights
@@ -75,7 +76,8 @@ def weights_key(weights: Weights, dtype: str) -> str | None:
             return None
         parts.append(one.manifest_sha256)
         one = one.base
-    return hashlib.sha256("\0".join([dtype, *parts]).encode()).hexdigest()
+    is_other = is_merged and weights.base is not None and dtype != "float32"
+    return hashlib.sha256("\0".join([f"{dtype} merged" if is_other else dtype, *parts]).encode()).hexdigest()
 
 
 def text_key(prompt: Sequence[int], completion: Sequence[int]) -> str:

@@ -80,6 +80,8 @@ def train_reward(job: Job) -> None:
     preferences = preferences_of(job)
     with job.read() as session:
         start = weights_of(session, recipe.start)
+    if recipe.is_lora and start.base is not None:  # so that PPO's policy and its reward model can share that base
+        job.log("a LoRA reward model begins at the base under its start: the start's adapter is not read", "warning")
     read = count_parts if recipe.architecture == "bi_encoder" else count_whole
     preferences = keep_fitting(job, recipe, start, preferences, read(load_tokenizer(start)))
     note_fit(job, preferences)

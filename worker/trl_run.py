@@ -278,7 +278,7 @@ def dry_step(trainer: Any) -> None:
     if fitting < size:
         parts = -(-size * trainer.args.gradient_accumulation_steps // max(fitting, 1))
         remedy = (
-            f"{fitting} fit: split a step into {parts} parts, and the result is the same"
+            f"{fitting} fit: split a step into {parts} parts"
             if fitting else "not even one fits: choose shorter texts, LoRA, bfloat16 or a smaller model"
         )  # fmt: skip
         raise AppError(f"{size} rows of the longest texts do not fit into this device's memory. {remedy}.") from failed

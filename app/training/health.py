@@ -109,7 +109,7 @@ def _too_hot(kind: str, curves: Mapping[str, Points]) -> Note | None:
     if kind in ONLINE or len(loss) < ENOUGH:
         return None
     first, last = _ends(loss)
-    if last > first * 1.1 and last - first > 0.02:
+    if last - first > max(0.02, 0.1 * abs(first)):  # the robust loss may lie below zero
         text = (
             f"The training loss rose from {first:.3g} to {last:.3g}: the learning rate is likely too high. Try a third."
         )
@@ -123,7 +123,7 @@ def _dev_rising(kind: str, curves: Mapping[str, Points]) -> Note | None:
         return None
     best = min(dev, key=lambda point: point[1])
     last = dev[-1]
-    if last[1] <= best[1] * 1.03 or last[1] - best[1] < 0.01 or best[0] == last[0]:
+    if last[1] - best[1] <= max(0.01, 0.03 * abs(best[1])) or best[0] == last[0]:
         return None
     text = f"The loss on the dev split was lowest at step {best[0]} ({best[1]:.3g}) and has risen to {last[1]:.3g}. "
     accuracy = _finite(curves, "dev_accuracy")

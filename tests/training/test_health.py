@@ -14,6 +14,7 @@ HEALTHY: dict[str, dict[str, Points]] = {
     "sft": {"loss": line(3, 1), "dev_loss": line(3, 1.2, 8), "grad_norm": line(1, 0.5)},
     "reward": {"loss": line(0.7, 0.3), "dev_loss": line(0.7, 0.5, 8), "dev_accuracy": line(0.5, 0.8, 8)},
     "dpo": {"loss": line(0.69, 0.3), "log_prob_chosen": line(-40, -39), "log_prob_rejected": line(-40, -52)},
+    "simpo": {"loss": line(-0.52, -0.49), "dev_loss": [*line(-0.5, -0.52, 4), (4, -0.508)]},  # as of the robust loss
     "ppo": {
         "reward": line(0, 2), "kl": line(0, 4), "length": line(20, 24), "ended": line(0.9, 1),
         "explained_variance": line(0, 0.6), "clip_fraction": line(0.05, 0.1), "policy_loss": line(0, 0),

@@ -121,6 +121,9 @@ def test_weights_without_a_manifest_have_no_name(base: Weights) -> None:
     assert weights_key(base, "float32") != weights_key(base, "bfloat16")
     adapter = Weights("x", "abc", base)
     assert weights_key(adapter, "float32") not in {None, weights_key(base, "float32")}
+    # Merged into a base of bfloat16 an adapter is rounded, so that its texts have other probabilities.
+    assert weights_key(adapter, "bfloat16", is_merged=True) != weights_key(adapter, "bfloat16")
+    assert weights_key(adapter, "float32", is_merged=True) == weights_key(adapter, "float32")
 
 
 def test_kto_s_kl_is_of_mismatched_texts(base: Weights, tmp_path: Path) -> None:
