@@ -8,11 +8,15 @@ import sqlalchemy as sa
 from sqlmodel import Session, col, select
 
 from app.benchmarks.models import Score
+from app.checkpoints.models import Checkpoint
+from app.db import get
 from app.prompts.strict_format import read_strict_format
-from app.report.arms import Material, ReportArm
+from app.report.arms import Material, ReportArm, lineage
 from app.report.results import BenchmarkResults
 from app.runs.models import Sampled
 from app.stats.rewards import Bin, shared_bins
+from app.training.budgets import is_only_read
+from app.training.models import Snapshot
 
 N_PROMPTS = 4
 
@@ -44,6 +48,7 @@ class Rewards:
     methods: dict[str, str]
     means: dict[str, float]
     highest: int
+    is_signal: bool  # the reward model rewarded an arm, or learned from labels that an arm learned from
 
 
 def read_examples(
@@ -105,15 +110,21 @@ def read_rewards(
     for one in results:
         if one.benchmark.kind != "format" or not one.metrics:
             continue
-        runs = {arm: one.metrics[0].cells.get((arm.name, arm.seed)) for arm in arms if arm.seed in {0, seed}}
-        values = {arm: _rewards_of(session, cell.run_id) for arm, cell in runs.items() if cell}
+        cells = {arm: one.metrics[0].cells.get((arm.name, arm.seed)) for arm in arms if arm.seed in {0, seed}}
+        runs = {arm: cell.run_id for arm, cell in cells.items() if cell}
+        scorers = {arm: material.runs[run_id].recipe.get("scorer") for arm, run_id in runs.items()}
+        by = next((scorer for scorer in scorers.values() if scorer is not None), None)
+        # two reward models have no scale in common: what another one than the first scored stays out
+        values = {arm: _rewards_of(session, run_id) for arm, run_id in runs.items() if scorers[arm] == by}
         values = {arm: numbers for arm, numbers in values.items() if numbers}
         if not values:
             continue
         bins = shared_bins({arm.name: numbers for arm, numbers in values.items()}, 24)
         highest = max(bar.count for bars in bins.values() for bar in bars)
         means = {arm.name: float(np.mean(numbers)) for arm, numbers in values.items()}
-        return Rewards(_scorer_name(material), bins, {arm.name: arm.method for arm in values}, means, highest)
+        methods = {arm.name: arm.method for arm in values}
+        is_signal = by is not None and _had_a_part(session, material, arms, by)
+        return Rewards(_scorer_name(session, material, by), bins, methods, means, highest, is_signal)
     return None
 
 
@@ -124,6 +135,25 @@ def _rewards_of(session: Session, run_id: int) -> list[float]:
     return [float(value) for value in session.exec(wanted) if value is not None]
 
 
-def _scorer_name(material: Material) -> str:
-    names = [str(step.recipe.get("scorer", "")) for step in material.of_kind("benchmark") if step.recipe.get("scorer")]
-    return names[0].removeprefix("@") if names else "the reward model"
+def _had_a_part(session: Session, material: Material, arms: list[ReportArm], key: int) -> bool:
+    """Whether an arm, or what it grew from, was rewarded by this reward model or learned from the verdicts it did."""
+
+    def labels(run_ids: set[int]) -> set[int]:
+        keys = [ref for run_id in run_ids for noun, ref in material.reads.get(run_id, []) if noun == "snapshot"]
+        return set(session.exec(select(Snapshot.verdict_set_id).where(col(Snapshot.id).in_(keys))))
+
+    trained = {one for arm in arms if arm.run is not None for one in lineage(material, arm.run.id)}
+    what = ("checkpoint", key)
+    is_rewarding = any(
+        what in material.reads.get(run_id, []) and not is_only_read(material.runs[run_id].recipe, *what)
+        for run_id in trained
+    )
+    return is_rewarding or bool(labels({get(session, Checkpoint, key).run_id or 0}) & labels(trained))
+
+
+def _scorer_name(session: Session, material: Material, key: int | None) -> str:
+    """What the experiment calls the reward model: its step's name, else its own."""
+    if key is None:
+        return "the reward model"
+    made = (step.name for step in material.steps if material.made(step, "checkpoint") == key)
+    return next(made, None) or get(session, Checkpoint, key).name

@@ -7,7 +7,8 @@ from sqlmodel import Session, col, select
 
 from app.judging.models import Judge, VerdictSet
 from app.judging.recipes import members_of
-from app.report.arms import Material
+from app.report.arms import Material, lineage
+from app.runs.models import Run
 from app.training.health import ONLINE
 from app.training.models import Snapshot
 from app.training.pages import METHODS
@@ -22,10 +23,17 @@ def training_judges(session: Session, material: Material) -> list[Judge]:
     return list(session.exec(asked.order_by(col(Judge.id))))
 
 
+def training_runs(material: Material) -> list[Run]:
+    """The trainings of the experiment, and those before it that it went on from or was rewarded by the model of."""
+    own = [run for run in map(material.run_of, material.steps) if run is not None and run.kind in METHODS]
+    keys = {key for run in own for key in lineage(material, run.id)}
+    return [material.runs[key] for key in sorted(keys) if material.runs[key].kind in METHODS]
+
+
 def rewarding_judges(material: Material) -> dict[tuple[int, int], list[str]]:
     """(judge, constitution) of every run whose rollouts a judge scored → the reasons given for one that failed."""
     found: dict[tuple[int, int], list[str]] = {}
-    for run in filter(None, map(material.run_of, material.steps)):
+    for run in training_runs(material):
         recipe = run.recipe
         if run.kind in ONLINE and recipe.get("judge") is not None and recipe.get("judge_weight", 1.0):
             reasons = found.setdefault((int(recipe["judge"]), int(recipe["constitution"])), [])
@@ -36,7 +44,7 @@ def rewarding_judges(material: Material) -> dict[tuple[int, int], list[str]]:
 def rewarding_models(material: Material) -> dict[int, list[str]]:
     """The reward model of every run whose rollouts one scored → the reasons given for one that failed as a judge."""
     found: dict[int, list[str]] = {}
-    for run in filter(None, map(material.run_of, material.steps)):
+    for run in training_runs(material):
         recipe = run.recipe
         if run.kind in ONLINE and recipe.get("reward") is not None and recipe.get("reward_weight", 1.0):
             reasons = found.setdefault(int(recipe["reward"]), [])
@@ -47,9 +55,8 @@ def rewarding_models(material: Material) -> dict[int, list[str]]:
 def training_snapshots(session: Session, material: Material) -> list[Snapshot]:
     """The snapshots that were trained on."""
     keys = {
-        key for step in material.steps for noun, key in material.reads.get(step.run_id or 0, [])
-        if noun == "snapshot" and step.recipe.get("kind") in METHODS
-    }  # fmt: skip
+        key for run in training_runs(material) for noun, key in material.reads.get(run.id, []) if noun == "snapshot"
+    }
     return list(session.exec(select(Snapshot).where(col(Snapshot.id).in_(keys)).order_by(col(Snapshot.id))))
 
 
@@ -66,17 +73,13 @@ def training_signals(session: Session, material: Material) -> dict[tuple[str, st
                     found["pku_saferlhf", f"{label}_{by}"] = f"“{judge.name}” labels were trained on"
         else:
             found["pku_saferlhf", "judged_safe"] = f"the judge “{judge.name}” made the labels or the reward"
-    for step in material.of_kind("ppo"):
-        if step.recipe.get("rule_weight", 0):
-            _add_rule(found, {"format_weight": 2.0, "answer_weight": 1.0}, "the rule rewards it in PPO")
-    for step in [*material.of_kind("grpo"), *material.of_kind("rloo")]:
-        by, weight = step.recipe.get("reward_by", "rule"), step.recipe.get("rule_weight", 1.0)
-        if by == "rule" or (by == "mix" and weight):
-            _add_rule(
-                found,
-                {"format_weight": 2.0, "answer_weight": 1.0},
-                f"the rule rewards it in {step.recipe['kind'].upper()}",
-            )
+    for run in training_runs(material):
+        recipe = run.recipe
+        by = recipe.get("reward_by", "mix" if run.kind == "ppo" else "rule")
+        weight = recipe.get("rule_weight", 0.0 if run.kind == "ppo" else 1.0)
+        if run.kind in ONLINE and (by == "rule" or (by == "mix" and weight)):
+            weights = {"format_weight": 2.0, "answer_weight": 1.0}
+            _add_rule(found, weights, f"the rule rewards it in {run.kind.upper()}")
     return found
 
 

@@ -209,6 +209,27 @@ def test_curves_rewards_and_completions_are_there(reader: TestClient) -> None:
     assert "<polyline" in page and found["examples"][0]["prompt"] in page
 
 
+def test_rewards_are_of_one_reward_model_and_it_is_said_whether_it_had_a_part_in_training(studied: None) -> None:
+    with transaction() as session:
+        report = read_report(session, get(session, Experiment, 1))
+        assert report.rewards is not None and report.rewards.is_signal and report.rewards.scorer == "reward"
+        scored = [report.material.run_of(step) for step in report.material.of_kind("benchmark")]
+        dpo = next(run for run in scored if run is not None and run.title == "dpo_format, seed 1")
+        other = Checkpoint(project_id=dpo.project_id, name="gold", method="reward", role="reward")
+        session.add(other)
+        session.flush()
+        dpo.recipe = {**dpo.recipe, "scorer": other.id}
+    with reading() as session:
+        again = read_report(session, get(session, Experiment, 1)).rewards
+        assert again is not None and list(again.bins) == ["base"] and again.is_signal
+    with transaction() as session:
+        for run in session.exec(select(Run).where(Run.kind == "benchmark")).all():
+            run.recipe = {**run.recipe, "scorer": other.id}
+    with reading() as session:
+        gold = read_report(session, get(session, Experiment, 1)).rewards
+        assert gold is not None and (gold.scorer, gold.is_signal) == ("gold", False)
+
+
 def test_two_seeds_show_each_and_their_spread(reader: TestClient) -> None:
     page = reader.get("/p/demo/report/2").text
     assert "this method" in page and "this checkpoint" not in page
@@ -313,6 +334,26 @@ def test_signals_are_found_from_what_was_trained_on(studied: None) -> None:
         found = training_signals(session, material)
     assert ("strict_format", "format") in found and ("demo_facts", "acc") not in found
     assert "10% flipped" in found["strict_format", "format"]
+
+
+def test_what_an_earlier_experiment_was_trained_on_is_a_signal_as_well(studied: None) -> None:
+    """As where a second study goes on from a checkpoint of this one: its own steps read no label at all."""
+    with transaction() as session:
+        experiment = get(session, Experiment, 1)
+        start = session.exec(select(Checkpoint).where(Checkpoint.method == "dpo").order_by(col(Checkpoint.id))).first()
+        assert start is not None
+        recipe = {"kind": "ppo", "start": start.id, "reference": start.id}
+        run = Run(project_id=1, kind="ppo", queue="gpu", recipe=recipe, recipe_sha256="0", status="done")
+        session.add(run)
+        session.flush()
+        session.add(RunIo(run_id=run.id, is_output=False, noun="checkpoint", ref_id=start.id))
+        second = Experiment(**experiment.model_dump(exclude={"id", "form_key"}))
+        session.add(second)
+        session.flush()
+        session.add(Step(experiment_id=second.id, position=1, name="ppo", recipe=recipe, run_id=run.id, status="done"))
+    with reading() as session:
+        material = read_material(session, get(session, Experiment, second.id))
+        assert "flipped" in training_signals(session, material)["strict_format", "format"]
 
 
 def test_the_limits_say_what_the_judges_card_found_and_why_its_labels_were_trained_on(reader: TestClient) -> None:
