@@ -156,7 +156,16 @@ def test_names_and_passwords_are_checked(client: TestClient) -> None:
 
 
 def test_headers_keep_scripts_and_frames_out(anonymous: TestClient) -> None:
-    headers = anonymous.get("/login").headers
-    policy = headers["Content-Security-Policy"]
-    assert "default-src 'self'" in policy and "unsafe" not in policy and "frame-ancestors 'none'" in policy
-    assert headers["X-Content-Type-Options"] == "nosniff" and headers["Cache-Control"] == "no-store"
+    answers = {
+        "a page": (anonymous.get("/login"), 200),
+        "no page": (anonymous.get("/nowhere"), 404),
+        "another site's": (anonymous.post("/login", headers={"Sec-Fetch-Site": "cross-site"}), 403),
+        "a NUL": (anonymous.get("/login?next=%00"), 422),
+        "a file": (anonymous.get("/static/app.css"), 200),
+    }
+    for what, (answer, status) in answers.items():
+        policy = answer.headers["Content-Security-Policy"]
+        assert "default-src 'self'" in policy and "unsafe" not in policy and "frame-ancestors 'none'" in policy, what
+        assert (answer.status_code, answer.headers["X-Content-Type-Options"]) == (status, "nosniff"), what
+        assert len(answer.headers["X-Request-Id"]) == 12 and answer.headers["Referrer-Policy"] == "same-origin", what
+        assert (answer.headers.get("Cache-Control") == "no-store") == (what != "a file"), what
