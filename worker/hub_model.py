@@ -99,8 +99,11 @@ def _check_code(repo: str, folder: Path) -> None:
 def _weights(folder: Path, sizes: dict[str, int]) -> list[str]:
     """Names of the weight files a loader would read."""
     if (folder / INDEX).is_file():
-        found = json.loads((folder / INDEX).read_text(encoding="utf-8")).get("weight_map", {})
-        return sorted({Path(str(shard)).name for shard in found.values()})
+        try:
+            found = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise _bad(f"{INDEX} names no weight files ({error}): choose another revision.") from error
+        return sorted({Path(str(shard)).name for shard in found})
     if sizes:
         return [next(name for name in WHOLE if name in sizes)]
     return [next((name for name in WHOLE if (folder / name).is_file()), WHOLE[0])]

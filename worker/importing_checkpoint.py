@@ -10,6 +10,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from app.checkpoints.models import Checkpoint
 from app.checkpoints.recipes import ImportCheckpointRecipe
 from app.db import get
@@ -50,9 +52,15 @@ def import_checkpoint(job: Job) -> None:
             f"{folder.name} holds full weights, which need no base.", {"base": ["leave it empty for full weights"]}
         )
     facts, n_parameters = read_facts(folder, files, recipe.role, base)
+
+    def write(target: Path) -> None:
+        _copy(folder, files, target)
+        if base is None:
+            check_weights(target, folder.name, recipe.role)
+
     checkpoint_id = store_checkpoint(
         job,
-        lambda target: _copy(folder, files, target),
+        write,
         method="base" if recipe.role == "policy" and not is_adapter else "imported",
         role=recipe.role,
         start=recipe.base,
@@ -76,8 +84,9 @@ def _bad(message: str) -> Invalid:
 def list_weights(folder: Path) -> list[Path]:
     """The weight files a loader would read, or an adapter's; raises Invalid without safetensors."""
     if (folder / INDEX).is_file():
-        shards = sorted(set(_read_json(folder / INDEX).get("weight_map", {}).values()))
-        files = [folder / Path(str(shard)).name for shard in shards]
+        shards = _read_json(folder / INDEX).get("weight_map")
+        names = {Path(str(shard)).name for shard in shards.values()} if isinstance(shards, dict) else set()
+        files = [folder / name for name in sorted(names)]
         missing = [file.name for file in files if not file.is_file()]
         if missing or not files:
             raise _bad(f"{folder.name} lacks {', '.join(missing[:3]) or 'its weights'}: copy or download it again.")
@@ -123,9 +132,11 @@ def count_parameters(files: list[Path]) -> tuple[int, dict[str, list[int]]]:
             size = int.from_bytes(data.read(8), "little")
             header = data.read(size) if size <= 100 * 2**20 else b""
         try:
-            tensors = json.loads(header)
-            shapes |= {name: list(one["shape"]) for name, one in tensors.items() if name != "__metadata__"}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            tensors = {name: one for name, one in json.loads(header).items() if name != "__metadata__"}
+            shapes |= {name: list(one["shape"]) for name, one in tensors.items()}
+            if 8 + size + max((one["data_offsets"][1] for one in tensors.values()), default=0) != file.stat().st_size:
+                raise ValueError("its end is missing")
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise _bad(f"{file.name} is no whole safetensors file: copy or download it again.") from error
     total = 0
     for shape in shapes.values():
@@ -153,6 +164,10 @@ def read_facts(
             f"transformers cannot read the configuration or tokenizer of {folder.name}: {str(error)[:300]}"
         ) from error
     architecture = _check_kind(folder, shapes, config, loaded, role, base)
+    if tokenizer.pad_token_id is None:
+        raise _bad(
+            f"The tokenizer of {folder.name} has neither an end token nor a padding token: add one and save again."
+        )
     try:
         example = render_messages(tokenizer, EXAMPLE)
     except AppError as error:
@@ -192,6 +207,41 @@ def _check_kind(
     if role == "reward" and head is not None and head[0] != 1:
         raise _bad(f"{folder.name} gives {head[0]} scores; a reward model gives one.")
     return architecture
+
+
+def check_weights(copy: Path, name: str, role: str) -> None:
+    """Refuses a copy of full weights that its configuration does not fit, or that lacks embeddings for its tokenizer.
+
+    What is missing transformers would fill with random numbers. Only names and shapes are read. Quantised weights are
+    left to the device that can build them, and a bi-encoder has been compared already.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    if (copy / BI_ENCODER).is_file() or _read_json(copy / "config.json").get("quantization_config"):
+        return
+    make = AutoModelForCausalLM if role == "policy" else AutoModelForSequenceClassification
+    try:
+        model, found = make.from_pretrained(
+            copy, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True, use_safetensors=True,
+            trust_remote_code=False, local_files_only=True,
+        )  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise _bad(f"transformers cannot read the weights of {name}: {str(error)[:300]}") from error
+    for tensor, has, needs in sorted(found["mismatched_keys"]):
+        raise _bad(
+            f"{name} does not fit its config.json: {tensor} is {list(has)} there and {list(needs)} by the "
+            "configuration. Copy or save both again."
+        )
+    if found["missing_keys"]:
+        missing = ", ".join(sorted(found["missing_keys"])[:3])
+        raise _bad(f"{name} lacks {missing}, which would be random numbers: copy or save it again.")
+    highest = max(load_tokenizer(Weights(str(copy))).get_vocab().values())
+    rows = model.get_input_embeddings().weight.shape[0]
+    if highest >= rows:
+        raise _bad(
+            f"The tokenizer of {name} has tokens up to number {highest}, and the model embeddings for {rows}: resize "
+            "them (resize_token_embeddings) and save again, or use the model's own tokenizer."
+        )
 
 
 def _copy(folder: Path, files: list[Path], target: Path) -> None:

@@ -1,5 +1,6 @@
 """Importing a checkpoint: what is refused, what is noted, and that what was imported can be loaded."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -15,9 +16,10 @@ from app.projects.models import Project
 from app.runs.models import Run
 from tests.benchmarks.rows import fresh_project
 from tests.prompts.rows import do, made
-from tests.worker.tiny import tiny_model, write_tiny
+from tests.worker.tiny import same, tiny_model, write_tiny
 from worker.bi_encoder import make_bi_encoder
 from worker.checkpoints import weights_of
+from worker.importing_checkpoint import EXAMPLE
 from worker.llm import FALLBACK, LocalModel
 from worker.loading import load_lora, load_tokenizer
 from worker.saving import is_whole, write_model
@@ -84,6 +86,31 @@ def spoil(folder: Path, case: str) -> None:
         (folder / "config.json").write_text(json.dumps({**config, "architectures": ["BertModel"]}))
     elif case == "shard":
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-2.safetensors"}}))
+    elif case in {"index", "index of a list"}:
+        said = {"weight_map": ["a"]} if case == "index" else []
+        (folder / "model.safetensors.index.json").write_text(json.dumps(said))
+    elif case == "cut":
+        (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-100])
+    elif case == "untied":
+        (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
+    elif case == "wider":
+        (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 96}))
+    elif case == "no tokenizer":
+        for file in folder.glob("tokenizer*"):
+            file.unlink()
+    elif case in {"missing", "fewer rows"}:
+        tensors = load_file(folder / "model.safetensors")
+        if case == "missing":
+            del tensors["model.layers.1.mlp.up_proj.weight"]
+        else:
+            tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"][:300].clone()
+            (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 300}))
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    elif case == "no end":
+        said = json.loads((folder / "tokenizer_config.json").read_text())
+        said = {key: value for key, value in said.items() if key not in {"eos_token", "pad_token"}}
+        (folder / "tokenizer_config.json").write_text(json.dumps(said))
+        (folder / "special_tokens_map.json").unlink(missing_ok=True)
     elif case == "adapter":
         (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
         (folder / "adapter_config.json").write_text("{}")
@@ -93,7 +120,11 @@ REFUSED = [
     ("pickle", "pickles only (pytorch_model.bin)"), ("code", "config.json: auto_map"),
     ("tokenizer code", "tokenizer_config.json: auto_map"), ("torn", "no whole safetensors file"),
     ("unknown", "transformers cannot read"), ("encoder", "is a BertModel"), ("shard", "lacks model-2.safetensors"),
-    ("adapter", "holds an adapter only"),
+    ("adapter", "holds an adapter only"), ("index", "lacks its weights"), ("index of a list", "is no JSON object"),
+    ("cut", "no whole safetensors file"), ("untied", "lacks lm_head.weight, which would be random numbers"),
+    ("wider", "model.layers.0.mlp.down_proj.weight is [32, 64] there and [32, 96] by the configuration"),
+    ("missing", "lacks model.layers.1.mlp.up_proj.weight"), ("no tokenizer", "configuration or tokenizer of mine"),
+    ("fewer rows", "and the model embeddings for 300: resize them"), ("no end", "neither an end token nor a padding"),
 ]  # fmt: skip
 
 
@@ -105,6 +136,28 @@ def test_what_is_unsafe_or_broken_is_refused(demo: Project, tmp_path: Path, case
     run = do(demo.id, "import_checkpoint", source=str(folder))
     assert run.status == "failed"
     assert reason in str(run.error) and "Traceback" not in str(run.error)
+
+
+@pytest.mark.parametrize("case", ["shards", "wider embedding", "pad is end", "stray adapter"])
+def test_what_is_odd_but_whole_is_imported(demo: Project, tmp_path: Path, case: str) -> None:
+    folder = tmp_path / "mine"
+    model, tokenizer = tiny_model()
+    model = copy.deepcopy(model)
+    if case == "wider embedding":
+        model.resize_token_embeddings(len(tokenizer) + 50)
+    model.save_pretrained(folder, max_shard_size="40kB" if case == "shards" else "5GB")
+    tokenizer.save_pretrained(folder)
+    if case == "pad is end":
+        said = json.loads((folder / "tokenizer_config.json").read_text())
+        (folder / "tokenizer_config.json").write_text(json.dumps({**said, "pad_token": said["eos_token"]}))
+    if case == "stray adapter":
+        (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "some/where"}))
+    run = do(demo.id, "import_checkpoint", source=str(folder))
+    assert run.status == "done", run.error
+    with reading() as session:
+        loaded = LocalModel(weights_of(session, stored(run).id))
+    assert same(loaded.model.state_dict(), model.state_dict())
+    assert len(loaded.sample([EXAMPLE, EXAMPLE], {"max_new_tokens": 4}, 1)) == 2
 
 
 def test_what_is_neither_a_directory_nor_an_id(demo: Project, monkeypatch: pytest.MonkeyPatch) -> None:
