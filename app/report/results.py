@@ -99,9 +99,11 @@ def read_results(
             continue
         noun = "checkpoint" if run.recipe.get("checkpoint") is not None else "arm"
         key = int(run.recipe[noun])
-        arm = known.get((noun, key)) or (_unnamed(session, material, key) if noun == "checkpoint" else None)
+        same = [one for one in arms if one.scored == (noun, key)]  # several where seeds share a checkpoint
+        arm = next((one for one in same if one.seed == step.seed), known.get((noun, key)))
+        arm = arm or (_unnamed(session, material, key) if noun == "checkpoint" else None)
         if arm is not None:
-            known[noun, key] = arm
+            known.setdefault((noun, key), arm)
             scored.setdefault(benchmark_id, []).append((arm, run.id))
     signals = training_signals(session, material)
     found = [_read_one(session, get(session, Benchmark, key), rows, arms, signals) for key, rows in scored.items()]

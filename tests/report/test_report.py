@@ -34,7 +34,7 @@ from app.report.signals import training_signals
 from app.review.models import JudgeCard, Override
 from app.runs.models import Run, RunIo
 from app.runs.queue import claim
-from app.training.budgets import read_budgets
+from app.training.budgets import cost_of, read_budgets
 from app.training.models import Snapshot
 from tests.benchmarks.rows import fresh_project
 from tests.conftest import forget_settings
@@ -55,6 +55,11 @@ def run_to_the_end(experiment_id: int) -> None:
             if get(session, Experiment, experiment_id).status != "running":
                 return
     raise AssertionError("the experiment did not end")
+
+
+def steps_of(experiment_id: int) -> list[Step]:
+    with reading() as session:
+        return list(session.exec(select(Step).where(Step.experiment_id == experiment_id)))
 
 
 def read_error(run_id: int) -> str | None:
@@ -256,9 +261,13 @@ def test_one_checkpoint_under_two_seeds_is_no_second_trial(reader: TestClient) -
     found = reader.get("/p/demo/report/2.json").json()
     facts = next(one for one in found["benchmarks"] if one["name"] == "demo_facts")["metrics"][0]
     assert [facts["over_seeds"]["DPO"][of]["n"] for of in ("level", "difference")] == [1, 1]
+    assert [score["seed"] for score in facts["scores"] if score["arm"] == "DPO"] == [1, 2]
     assert facts["over_seeds"]["DPO"]["level"]["sd"] is None and facts["over_seeds"]["base"]["level"]["n"] == 2
     assert found["experiment"]["about"] == "this checkpoint"
     assert any(one.startswith("DPO: seeds share a checkpoint") for one in found["limits"])
+    own = [key for key in {step.run_id for step in steps_of(2)} if key is not None]
+    with reading() as session:
+        assert found["budget"] == cost_of(session, [get(session, Run, key) for key in own]), "each run was paid once"
     assert "n = 1" in reader.get("/p/demo/report/2").text
 
 
