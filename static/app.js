@@ -81,13 +81,14 @@ document.addEventListener("htmx:confirm", (event) => {
 
 // --- times: the server writes UTC; the reader sees their own zone and finds UTC on hover -----------------------------------
 const LOCAL = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
+const CLOCK = new Intl.DateTimeFormat(undefined, { timeStyle: "medium" }); // of a log's line
 
 function localiseTimes() {
   for (const time of document.querySelectorAll("time[datetime]:not([data-is-local])")) {
     const when = new Date(time.dateTime);
     if (Number.isNaN(when.getTime())) continue;
     time.title = when.toISOString().replace("T", " ").slice(0, 19) + " UTC";
-    time.textContent = LOCAL.format(when);
+    time.textContent = ("clock" in time.dataset ? CLOCK : LOCAL).format(when);
     time.dataset.isLocal = "";
   }
 }

@@ -33,6 +33,7 @@ from app.runs.models import Run
 from app.training.models import Snapshot
 
 EMPTY = "empty"
+LONG_NAME = "an-organisation_a-model-3.2-1B-Instruct_revised_beta0.1_lr5e-7_epochs3_seed42_a-data-set_2026-11"
 CHOICES = ("left", "right", "left", "tie", "right", "both_bad", "left")
 
 
@@ -95,7 +96,7 @@ def _revise(session: Session, project: Project, grader: Account) -> None:
     of_project = select(Completion).join(Arm, col(Arm.id) == col(Completion.arm_id)).where(Arm.project_id == project.id)
     originals = session.exec(of_project.order_by(col(Completion.id)).limit(8)).all()
     assert constitution is not None
-    arm = find_or_make_imported_arm(session, project.id, "revised by a script")
+    arm = find_or_make_imported_arm(session, project.id, LONG_NAME)  # no page may grow by it
     session.flush()
     prompts = get(session, Prompt, originals[0].prompt_id).set_id
     made = RevisionSet(
@@ -142,8 +143,8 @@ def _probe(session: Session, project: Project) -> None:
     ]  # fmt: skip
     session.add(JudgeCard(
         project_id=project.id, judge_id=verdicts.judge_id, pair_set_id=verdicts.pair_set_id, run_id=verdicts.run_id,
-        lines=[line.stored() for line in lines], probes=shown, limits=limits, n=len(judged), is_passed=verdict_of(lines),
-        protocol={"is_both_orders": True, "verdict_set": verdicts.id},
+        lines=[line.stored() for line in lines], probes=shown, limits=limits, n=len(judged),
+        is_passed=verdict_of(lines), protocol={"is_both_orders": True, "verdict_set": verdicts.id},
     ))  # fmt: skip
     first = session.exec(select(Snapshot).where(Snapshot.project_id == project.id).order_by(col(Snapshot.id))).first()
     assert first is not None
@@ -207,7 +208,13 @@ def _mark(session: Session, project: Project, grader: Account) -> None:
     """A scoring queue with one completion scored by a person."""
     ratings = session.exec(select(RatingSet).where(RatingSet.project_id == project.id)).one()
     keys = session.exec(select(Rating.completion_id).where(Rating.rating_set_id == ratings.id).distinct()).all()
-    queue = Queue(project_id=project.id, name="Scores by people", kind="scoring", rating_set_id=ratings.id, n=len(keys))
+    queue = Queue(
+        project_id=project.id,
+        name=f"Scores by people {LONG_NAME}"[:118],
+        kind="scoring",
+        rating_set_id=ratings.id,
+        n=len(keys),
+    )
     session.add(queue)
     session.flush()
     assert ratings.constitution_id is not None

@@ -1,5 +1,6 @@
 """Every page, light and dark: accessible, quiet in the console, small, no wider than a phone, all from here."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +23,9 @@ AXE = Axe()
 # What a page took over the wire, whether or not the browser had it already.
 WEIGHT = """() => [...performance.getEntriesByType("navigation"), ...performance.getEntriesByType("resource")]
   .reduce((sum, one) => sum + one.encodedBodySize, 0)"""
+# What a template prints of a value by mistake, or of an enumeration as it is stored.
+RAW = re.compile(r"\{'|\b(?:True|False|undefined|NaN|both_bad)\b")
+SHOWN = "() => document.querySelector('main').innerText"
 OVERFLOW = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
 
@@ -76,6 +80,7 @@ def look_at(visitor: Visit, page: Page, url: str) -> list[str]:
     weight = page.evaluate(WEIGHT)
     if weight > MOST_BYTES:
         wrong.append(f"takes {weight:,} bytes")
+    wrong += [f"shows {found[0]!r} as it is stored" for found in RAW.finditer(page.evaluate(SHOWN))]
     if page.evaluate(OVERFLOW) > 0:
         wrong.append("is wider than a desktop's window")
     page.emulate_media(color_scheme="dark")
