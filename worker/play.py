@@ -180,6 +180,7 @@ class _Endpoints:
         self.board, self.asked, self.decoding, self.seed = board, asked, job.recipe.decoding, job.seed
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Future[Any] | None = None
+        self._is_stopped = False
         with job.read() as session:
             servers = {place: get(session, Endpoint, players[place].endpoint_id or 0) for place in asked}
             self.targets = {place: target_of(one) for place, one in servers.items()}
@@ -194,6 +195,8 @@ class _Endpoints:
     async def _all(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.gather(*(self._one(place) for place in self.asked))
+        if self._is_stopped:  # before there was anything to cancel
+            self._task.cancel()
         await self._task
 
     async def _one(self, place: int) -> None:
@@ -211,6 +214,7 @@ class _Endpoints:
 
     def stop(self) -> None:
         """Closes the streams that are still open."""
+        self._is_stopped = True
         if self._loop is not None and self._task is not None and not self._end.done():
             self._loop.call_soon_threadsafe(self._task.cancel)
         self._pool.shutdown()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from app.checkpoints.arms import find_or_make_arm
 from app.config import settings
@@ -13,6 +14,7 @@ from app.db import transaction
 from app.projects.models import Project
 from tests.benchmarks.rows import fresh_project, score, scores_of, tiny_checkpoint
 from worker.benchmark_pku import read_json_rows
+from worker.saving import seal_folder
 
 SYSTEM = "You are brief."
 LONG = "Rome was not built in a day. " * 40
@@ -161,6 +163,18 @@ def test_a_choice_that_has_no_log_likelihood_names_its_item(
     )  # fmt: skip
     assert run.status == "failed" and said in str(run.error), run.error
     assert "hellaswag, item 1" in str(run.error)
+
+
+def test_log_likelihoods_that_are_no_numbers_are_no_scores(demo: Project) -> None:
+    checkpoint = tiny_checkpoint(demo)
+    file = settings().data_path / "tiny" / "1" / "model" / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.norm.weight"][:] = float("nan")
+    save_file(tensors, file, metadata={"format": "pt"})
+    seal_folder(file.parent)
+    run = score(demo, checkpoint=checkpoint, benchmark="demo_facts", limit=2)
+    assert run.status == "failed" and "log-likelihoods are not finite numbers" in str(run.error), run.error
+    assert not scores_of(run)
 
 
 def test_a_line_ends_where_json_lines_say_so() -> None:

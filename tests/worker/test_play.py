@@ -13,6 +13,7 @@ from app.checkpoints.arms import find_or_make_arm
 from app.checkpoints.chat import redact
 from app.db import reading, transaction
 from app.errors import AppError
+from app.pairs.playing import read_players
 from app.projects.models import Project
 from app.runs.models import Run, Sampled
 from app.runs.queue import cancel, finish, resume
@@ -23,7 +24,7 @@ from tests.worker.test_ppo import write_reward
 from tests.worker.tiny import write_tiny
 from worker.child import work
 from worker.job import Cancelled, Job
-from worker.play import play
+from worker.play import Board, _Endpoints, play
 
 Rows = dict[str, Sampled]
 ON_SQLITE = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
@@ -202,3 +203,17 @@ def test_what_writes_nothing_is_refused(client: TestClient, project: Project, tm
     with pytest.raises(AppError, match="writes nothing"):
         start(project.id, kind="play", said="x", checkpoints=[key])
     assert "Nobody to ask yet" in client.get("/p/demo/checkpoints/playground").text
+
+
+@ON_SQLITE
+def test_a_turn_that_is_stopped_at_once_does_not_wait_for_its_endpoints(project: Project) -> None:
+    with ChatServer(echo) as server:
+        run = start(project.id, kind="play", said="hello", endpoints=[endpoint(project, server.origin)])
+        job = Job(run.id, run.attempt)
+        with job.read() as session:
+            players = read_players(session, job.recipe)
+        server.delay_s = 5
+        distant = _Endpoints(job, Board(job, players), players, {0: [{"role": "user", "content": "hello"}]})
+        since = time.monotonic()
+        distant.stop()
+        assert time.monotonic() - since < 3
