@@ -177,6 +177,7 @@ def make_trainer(
         top_p=1.0,
         beta=recipe.beta,
         epsilon=recipe.clip,
+        disable_dropout=True,  # completions are drawn without, so they are read without
         lr_scheduler_type="linear",
         adam_beta2=0.95,
     )

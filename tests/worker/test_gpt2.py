@@ -6,15 +6,17 @@ from typing import Any
 import pytest
 import torch
 
-from app.training.recipes import RewardRecipe, SftRecipe
+from app.training.recipes import GrpoRecipe, RewardRecipe, SftRecipe
 from tests.worker.test_ppo import make
 from tests.worker.test_trl import OFFLINE, save_trained
-from tests.worker.tiny import Silent, preferences
+from tests.worker.tiny import IDS, Silent, preferences
+from worker.grpo import fit_grpo
 from worker.llm import RewardScorer, encode_parts
 from worker.loading import Weights, load_tokenizer
 from worker.ppo import train
 from worker.ppo_models import load_ppo_models
 from worker.reward import fit_reward
+from worker.rl_prompts import RlPrompt
 from worker.saving import save_folder, write_model
 from worker.sft import fit_sft
 
@@ -53,3 +55,19 @@ def test_sawyer_goes_through_on_gpt2(gpt2: Weights, tmp_path: Path) -> None:
     watch = Silent()
     train(loop, prompts, None, tmp_path / "ppo", watch)
     assert watch.metrics[1]["kl"] == pytest.approx(0, abs=1e-4)
+
+
+def test_grpo_begins_at_its_reference_on_a_model_with_dropout(gpt2: Weights, tmp_path: Path) -> None:
+    """GPT-2's configuration drops a tenth: with that the policy would not be what its completions were drawn from."""
+    tokenizer = load_tokenizer(gpt2)
+    prompts = [
+        RlPrompt([{"role": "user", "content": f"Why {n}?"}], tokenizer(f"Why {n}?\n\n")["input_ids"]) for n in "ab"
+    ]
+    recipe = GrpoRecipe(
+        **IDS, prompt_set=1, steps=1, prompts_per_step=2, group_size=2, max_new_tokens=6, num_iterations=1
+    )
+    watch = Silent()
+    fit_grpo(
+        recipe, 3, gpt2, prompts, None, lambda completions, **_: [float(len(c)) for c in completions], tmp_path, watch
+    )
+    assert watch.metrics[1]["kl"] == pytest.approx(0, abs=1e-5)
