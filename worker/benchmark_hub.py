@@ -47,8 +47,8 @@ def check_commits(commits: Commits, loaded: Mapping[str, Any]) -> None:
         places = [file["filename"] for split in splits for file in split.cache_files]
         if not places or any(f"/{commits[repo]}/" not in place.replace("\\", "/") for place in places):
             message = (
-                f"{repo} could not be read at commit {commits[repo]}, only another one from the worker's cache: let the "
-                "worker reach the hub, or download that commit elsewhere and give its files."
+                f"{repo} could not be read at commit {commits[repo]}, only another one from the worker's cache: let "
+                "the worker reach the hub, or download that commit elsewhere and give its files."
             )
             raise Invalid(message, {"data": [message]})
 
