@@ -11,6 +11,7 @@ from app.errors import AppError
 from app.runs.models import Run
 from app.training.models import Snapshot
 from app.training.rows import Fit, as_messages, split_of
+from app.training.snapshots import say_cut
 from worker.job import Job
 from worker.saving import sha256_of
 
@@ -60,6 +61,8 @@ def preferences_of(job: Job) -> Preferences:
         raise AppError(f"The snapshot {snapshot.name} is not written yet: wait for its run to end.")
     found = read_preferences(settings().data_path / snapshot.path, snapshot.sha256)
     job.log(f"{len(found.train)} preferences on the train split, {len(found.dev)} held out (dev)")
+    if snapshot.counts.get("cut"):
+        job.log(say_cut(snapshot.counts["cut"]), "warning")
     repeated = len(found.train) - len({json.dumps(row, sort_keys=True) for row in found.train})
     if repeated:
         job.log(f"{repeated} of them are equal to an earlier one", "warning")

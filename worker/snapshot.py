@@ -15,7 +15,7 @@ from app.judging.models import VerdictSet
 from app.pairs.models import PairSet
 from app.review.queues import check_judging_is_over
 from app.training.models import Snapshot
-from app.training.snapshots import SnapshotRecipe, read_preferences, standing_overrides
+from app.training.snapshots import SnapshotRecipe, read_preferences, say_cut, standing_overrides
 from worker.job import Job
 
 
@@ -43,12 +43,14 @@ def freeze_snapshot(job: Job) -> None:
             row = _row_of(session, job, verdict_set)
             row.labels_version, row.sha256, row.waiver = labels_version, sha256, recipe.waiver.strip()
             row.n_train, row.n_dev = counts["train"], counts["dev"]
-            row.counts = {**counts, "overrides": {str(pair): choice for pair, choice in overrides.items()}}
+            row.counts = {"cut": 0, **counts, "overrides": {str(pair): choice for pair, choice in overrides.items()}}
             row.path, row.state = str(target.relative_to(settings().data_path)), "ready"
             session.add(row)
             session.flush()
             job.made(session, "snapshot", row.id, sha256)
         job.log(_said(counts))
+        if counts["cut"]:
+            job.log(say_cut(counts["cut"]), "warning")
         job.progress(counts["pairs"], counts["pairs"])
         return
 

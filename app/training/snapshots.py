@@ -69,8 +69,8 @@ def read_preferences(
     """The preferences of a verdict set in the order of its pairs, streamed; what gives none is counted.
 
     `counts` afterwards holds: pairs, held_out (test and ood), train, dev, ties, both_bad, unreadable, unjudged,
-    unsettled (people split evenly), overridden (labels that come from people) and flips (preferences whose two orders
-    disagreed).
+    unsettled (people split evenly), overridden (labels that come from people), flips (preferences whose two orders
+    disagreed) and cut (preferences whose chosen completion had come to its token limit, not to its end).
     """
     after = (-1, 0)
     while True:
@@ -83,6 +83,7 @@ def read_preferences(
             if choice is not None:
                 counts[row.split] += 1
                 counts["flips"] += bool(row.is_flip)
+                counts["cut"] += (row.a_ended if choice == "a" else row.b_ended) == "length"
                 yield Preference(row.id, row.split, _as_row(row, choice, row.id in overrides))
         after = (rows[-1].position, rows[-1].id)
 
@@ -95,6 +96,7 @@ def _chunk(verdict_set: VerdictSet, after: tuple[int, int]) -> Any:
         sa.select(
             col(Pair.id), col(Pair.position), col(Prompt.messages), col(Prompt.reference), col(Prompt.split),
             col(Prompt.grp), col(a.text).label("a"), col(b.text).label("b"), col(Verdict.id).label("verdict"),
+            col(a.stop_reason).label("a_ended"), col(b.stop_reason).label("b_ended"),
             col(Verdict.outcome), col(Verdict.is_flip), col(Verdict.p_a),
         )
         .join(Prompt, col(Prompt.id) == col(Pair.prompt_id))
@@ -142,3 +144,11 @@ def _as_row(row: Any, choice: str, is_by_people: bool) -> dict[str, Any]:
         "split": row.split,
         "reference": row.reference,
     }
+
+
+def say_cut(n: int) -> str:
+    """What chosen completions that did not come to their end teach."""
+    return (
+        f"{n:,} chosen completions were cut off at their token limit; a policy trained on them learns to end there. "
+        "Generate with room for them to end."
+    )

@@ -114,7 +114,11 @@ def test_overrides_beat_verdicts_and_are_counted(project: Project, verdicts: Ver
     )  # fmt: skip
     for pair, choice in ((turned, "b"), (unreadable, "a"), (bad, "both_bad"), (tied, "b")):
         answer(verdicts, pair, choice)
+    with transaction() as session:  # chosen on one side of a pair, rejected on the other
+        for pair_id, side in ((turned, "b_id"), (tied, "a_id")):
+            get(session, Completion, getattr(get(session, Pair, pair_id), side)).stop_reason = "length"
     after, rows, _ = freeze(project, verdicts)
+    assert (before.counts["cut"], after.counts["cut"]) == (0, 1)
     by_pair = {row["pair"]: row for row in rows}
     assert by_pair[turned]["chosen"][0]["content"].endswith("says b.")
     assert by_pair[unreadable]["chosen"][0]["content"].endswith("says a.")
