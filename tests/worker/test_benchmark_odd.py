@@ -64,6 +64,20 @@ def mmlu(folder: Path, *more: list[str]) -> Path:
     return folder
 
 
+def truthfulqa(folder: Path) -> Path:
+    rows = [
+        {
+            "question": "Où est “Rome”?",
+            "mc1_targets": {"Ici.": 1, "Là.": 0},
+            "mc2_targets": {"a": 1, "b": 0, "日本": 1, "ab": 0},
+        },
+        {"question": "Où est “Rome”?", "mc1_targets": {"Ici.": 1, "Là.": 0}, "mc2_targets": {"a": 0, "": 1}},
+        {"question": LONG, "mc1_targets": {"only": 1}, "mc2_targets": {"only": 1, "and this ": 1}},
+    ]
+    (folder / "mc_task.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    return folder
+
+
 def by_lm_eval(run_id: int, **given: Any) -> dict[tuple[str, int], dict[str, Any]]:
     """(task, item) → sample, from lm-eval's own backend as its command calls it, on the same task files."""
     import lm_eval
@@ -82,13 +96,13 @@ def by_lm_eval(run_id: int, **given: Any) -> dict[tuple[str, int], dict[str, Any
 
 @pytest.mark.parametrize(
     ("benchmark", "num_fewshot", "with_template"),
-    [("hellaswag", 0, False), ("mmlu", 2, False), ("mmlu", 2, True), ("mmlu", 0, True)],
+    [("hellaswag", 0, False), ("truthfulqa", 0, False), ("mmlu", 2, False), ("mmlu", 2, True), ("mmlu", 0, True)],
 )
 def test_odd_rows_score_as_by_lm_evals_own_backend(
     demo: Project, tmp_path: Path, benchmark: str, num_fewshot: int, with_template: bool
 ) -> None:
     checkpoint = tiny_checkpoint(demo)
-    data = hellaswag(tmp_path) if benchmark == "hellaswag" else mmlu(tmp_path)
+    data = {"hellaswag": hellaswag, "truthfulqa": truthfulqa, "mmlu": mmlu}[benchmark](tmp_path)
     asked: dict[str, Any] = {"checkpoint": checkpoint}
     if with_template:
         with transaction() as session:
@@ -101,15 +115,20 @@ def test_odd_rows_score_as_by_lm_evals_own_backend(
     given = {"apply_chat_template": True, "system_instruction": SYSTEM} if with_template else {}
     theirs = by_lm_eval(run.id, **given)
     ours = {(row.metric, row.item): row for row in scores_of(run)}
+    n_read = 0
     assert len(ours) == len(theirs) * (2 if benchmark == "hellaswag" else 1)
     for (task, number), sample in theirs.items():
         item = f"{task.removeprefix('mmlu_')}/{number}" if benchmark == "mmlu" else str(number)
-        row = ours["acc_norm" if benchmark == "hellaswag" else "acc", item]
         for metric in ("acc", "acc_norm") if benchmark == "hellaswag" else ("acc",):
-            assert ours[metric, item].value == sample[metric], (item, metric)
-        assert row.detail["log_likelihoods"] == pytest.approx([ll for ll, _ in sample["filtered_resps"]], abs=1e-4)
+            row = ours[task.removeprefix("truthfulqa_") if benchmark == "truthfulqa" else metric, item]
+            assert row.value == pytest.approx(sample[metric], abs=1e-6), (item, metric)
+            if row.detail:  # the words are kept once
+                lls = [ll for ll, _ in sample["filtered_resps"]]
+                assert row.detail["log_likelihoods"] == pytest.approx(lls, abs=1e-4)
+                n_read += 1
+    assert n_read == len(theirs)
     cut = {row.is_truncated for row in ours.values()}
-    assert True in cut and (num_fewshot or False in cut)
+    assert True in cut and (benchmark == "truthfulqa" or num_fewshot or False in cut)
 
 
 REFUSED: list[tuple[str, str, str, str]] = [
