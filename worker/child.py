@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import os
+import resource
 import sys
 import threading
 import time
@@ -88,6 +89,16 @@ def follow(run_id: int, attempt: int) -> int:
     return 1
 
 
+def read_peaks() -> dict[str, float]:
+    """The most memory this process has held, and on its GPU where it used one, in MiB."""
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # of ru_maxrss: bytes there, KiB elsewhere
+    peaks = {"peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit}
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        peaks["peak_gpu_memory_mib"] = torch.cuda.max_memory_allocated() / 2**20
+    return peaks
+
+
 def work(run_id: int, attempt: int) -> str:
     """Does one attempt and ends it in the database; returns the status it ended with."""
     started = time.process_time(), time.monotonic()
@@ -113,6 +124,7 @@ def work(run_id: int, attempt: int) -> str:
     try:
         if job:
             job.spend(**spent)
+            job.hold(**read_peaks())
         with transaction() as session:
             finish(session, run_id, attempt, status, error)
     except Fenced:

@@ -164,3 +164,9 @@ class Job:
         with self.write() as session:
             run = get(session, Run, self.run_id)
             run.cost = {**run.cost, **{name: run.cost.get(name, 0) + value for name, value in amounts.items()}}
+
+    def hold(self, **peaks: float) -> None:
+        """Notes beside the run's budget what it held at most, over all its attempts: peak_memory_mib, …"""
+        with self.write() as session:
+            run = get(session, Run, self.run_id)
+            run.cost = {**run.cost, **{name: max(run.cost.get(name, 0), value) for name, value in peaks.items()}}

@@ -18,7 +18,7 @@ STAGES: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ("Judge", "judge", "verdict_set", ("judge", "card")),
     ("Review", "review", "queue", ("audit",)),
     ("Train", "train", "snapshot", ("snapshot", *METHODS, "demo_base")),
-    ("Benchmarks", "benchmarks", "", ("benchmark",)),
+    ("Benchmarks", "benchmarks", "benchmark", ("benchmark",)),
     ("Grade", "grade", "grading", ("grading",)),
     ("Report", "report", "experiment", ()),
     ("Runs", "runs", "run", ()),

@@ -241,3 +241,5 @@ def test_a_run_from_the_form_is_judged(client: TestClient, project: Project, pai
     run = claim_next()
     assert work(run.id, run.attempt) == "done"
     assert set_of(run).n_tie == 30
+    assert 50 < read(Run, run.id).cost["peak_memory_mib"] < 10_000
+    assert "Peak memory MiB" in client.get(f"/p/demo/runs/{run.id}").text
