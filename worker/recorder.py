@@ -6,7 +6,7 @@ Beside each sample stands how far the policy has moved from its reference there 
 where sampling took one a token. What a look cost is counted apart, as recorder_seconds and recorder_tokens.
 
 Detectors: length; repetition, the share of 4-grams of words said before (seq-rep-4 of Welleck et al. 2020, 1908.04319);
-refusal, by its usual openings; strict format.
+refusal, by its usual openings in English; strict format.
 """
 
 import math
@@ -31,6 +31,8 @@ from worker.watcher import Messages, watcher_of
 
 SHOWN = 4  # of the prompts go to the film strip; all of them to the curves
 MOST = 16  # dev prompts of an offline run
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+_WORD = re.compile(f"[{_UNSPACED}]|[^\\s{_UNSPACED}]+")
 _REFUSAL = re.compile(
     r"^\W*(i['’]?m (really |very )?sorry|sorry,|i (can(no|['’])?t|cannot|won['’]?t|am (not able|unable)|must decline)"
     r"|i['’]m (not able|unable)|as an ai|unfortunately, i)",
@@ -54,8 +56,9 @@ class Told:
 
 
 def repetition(text: str) -> float:
-    """The share of the text's 4-grams of words that stood in it before; 0 for fewer than five words."""
-    words = text.split()
+    """The share of the text's 4-grams of words that stood in it before; 0 for fewer than five words. Of scripts that
+    put no space between words (kana, Chinese characters, Thai, Lao, Burmese, Khmer) each character is one."""
+    words = _WORD.findall(text)
     grams = [tuple(words[i : i + 4]) for i in range(len(words) - 3)]
     return 1 - len(set(grams)) / len(grams) if len(grams) > 1 else 0.0
 

@@ -53,6 +53,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Weights:
         ("Paris.", "format", 0),
         ("one two three four", "repetition", 0),
         ("a b c d a b c d a b c d", "repetition", pytest.approx(5 / 9, abs=1e-4)),
+        ("好好学习好好学习好好学习", "repetition", pytest.approx(5 / 9, abs=1e-4)),
+        ("東京は日本の首都です。", "repetition", 0),
     ],
 )
 def test_detectors(text: str, sign: str, value: Any) -> None:
