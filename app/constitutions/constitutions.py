@@ -12,6 +12,7 @@ from app.constitutions.models import Constitution, Principle
 from app.constitutions.shipped import SHIPPED
 from app.db import now
 from app.errors import Conflict, Invalid
+from app.runs.recipe import sha256_of
 
 MAX_PRINCIPLES = 60
 
@@ -47,9 +48,12 @@ def add_version(
             Constitution.project_id == project_id, Constitution.name == name
         )
     ).one()
-    row = Constitution(project_id=project_id, name=name, version=(newest or 0) + 1, preface=preface.strip())
-    session.add(row)
-    session.flush()
+    row = Constitution(project_id=project_id, name=name, version=(newest or 0) + 1, preface=plain(preface))
+    try:
+        with session.begin_nested():
+            session.add(row)
+    except sa.exc.IntegrityError as error:
+        raise Conflict(f"Somebody has just saved a version of “{name}”: look at it, then save yours.") from error
     _write_principles(session, row, principles)
     return row
 
@@ -76,17 +80,44 @@ def save_version(
 ) -> tuple[Constitution, bool]:
     """Saves an edit. One that nothing used yet is changed in place; a frozen one gets a new version.
 
-    Returns the row that holds the text now, and whether it is a new version. Saving the same text changes nothing.
+    Returns the row that holds the text now, and whether it is a new version. Saving the same text changes nothing, and
+    a second press of the button makes no second version.
     """
-    if row.preface == preface.strip() and read_principles(session, row.id) == list(principles):
+    session.refresh(row, with_for_update=True)  # a judging may be freezing it at this moment
+    if has_text(session, row, preface, principles):
         return row, False
     if row.frozen_at is not None:
+        newest = newest_version(session, row.project_id, row.name)
+        if newest is not None and has_text(session, newest, preface, principles):
+            return newest, False
         return add_version(session, row.project_id, row.name, preface, principles), True
     check_principles(principles)
-    row.preface = preface.strip()
+    row.preface = plain(preface)
     session.execute(sa.delete(Principle).where(col(Principle.constitution_id) == row.id))
     _write_principles(session, row, principles)
     return row, False
+
+
+def has_text(session: Session, row: Constitution, preface: str, principles: Sequence[PrincipleText]) -> bool:
+    """Whether a version says just this; runs of white space within a principle are one space, as in the form."""
+    same_principles = write_lines(read_principles(session, row.id)) == write_lines(principles)
+    return row.preface == plain(preface) and same_principles
+
+
+def plain(text: str) -> str:
+    """A preface as it is stored: forms end lines with two characters."""
+    return text.replace("\r\n", "\n").strip()
+
+
+def newest_version(session: Session, project_id: int, name: str) -> Constitution | None:
+    """The last version under a name."""
+    same = select(Constitution).where(Constitution.project_id == project_id, Constitution.name == name)
+    return session.exec(same.order_by(col(Constitution.version).desc()).limit(1)).first()
+
+
+def text_sha256(session: Session, row: Constitution) -> str:
+    """What a form was opened with: whether somebody has changed it since."""
+    return sha256_of([row.preface, write_lines(read_principles(session, row.id))])
 
 
 def _write_principles(session: Session, row: Constitution, principles: Sequence[PrincipleText]) -> None:

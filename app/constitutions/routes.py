@@ -12,15 +12,18 @@ from app.constitutions.constitutions import (
     add_version,
     diff_versions,
     ensure_shipped,
+    has_text,
+    newest_version,
     read_lines,
     read_principles,
     save_version,
+    text_sha256,
     write_lines,
 )
 from app.constitutions.models import Constitution
 from app.constitutions.shipped import SHIPPED
 from app.db import Db, get
-from app.errors import Conflict, Invalid, NotFound
+from app.errors import AppError, Conflict, Invalid, NotFound
 from app.html import html
 from app.projects.access import Member, Researcher, Viewer
 from app.tables import FORMATS, Column, Filter, Format, Table, respond
@@ -87,11 +90,11 @@ def new_constitution(request: Request, member: Researcher, session: Db) -> Respo
 
 def _form(
     request: Request, row: Constitution | None, name: str = "", preface: str = "", lines: str = "",
-    error: Invalid | None = None,
+    error: AppError | None = None, seen: str = "",
 ) -> Response:  # fmt: skip
     title = f"Edit {row.name}" if row else "A new constitution"
-    return html(request, "constitutions/edit.html", 422 if error else 200, title=title, constitution=row, name=name,
-                preface=preface, lines=lines, error=error.message if error else "")  # fmt: skip
+    return html(request, "constitutions/edit.html", error.status_code if error else 200, title=title, constitution=row,
+                name=name, preface=preface, lines=lines, error=error.message if error else "", seen=seen)  # fmt: skip
 
 
 @router.post("/p/{project}/constitutions/new")
@@ -101,16 +104,17 @@ def create_constitution(
 ) -> Response:  # fmt: skip
     """Stores version 1 under a new name."""
     try:
-        row = create(session, member, name, preface, read_lines(principles))
-    except Invalid as error:
+        lines, row = read_lines(principles), newest_version(session, member.project.id, name.strip())
+        if row is None or row.version > 1 or not has_text(session, row, preface, lines):  # else pressed twice
+            row = create(session, member, name, preface, lines)
+    except (Invalid, Conflict) as error:
         return _form(request, None, name, preface, principles, error)
     return RedirectResponse(f"/p/{member.project.slug}/constitutions/{row.id}", status_code=303)
 
 
 def create(session: Session, member: Member, name: str, preface: str, principles: list[PrincipleText]) -> Constitution:
     """A new constitution; raises Conflict when the name is taken."""
-    taken = select(Constitution).where(Constitution.project_id == member.project.id, Constitution.name == name.strip())
-    if session.exec(taken).first():
+    if newest_version(session, member.project.id, name.strip()) is not None:
         raise Conflict(f"There is already a constitution “{name.strip()}”: edit it, or choose another name.")
     return add_version(session, member.project.id, name, preface, principles)
 
@@ -143,20 +147,32 @@ def as_json(session: Session, row: Constitution) -> dict[str, Any]:
 def edit_constitution(request: Request, member: Researcher, session: Db, key: int) -> Response:
     """The form with this version's text."""
     row = project_constitution(session, member, key)
-    return _form(request, row, row.name, row.preface, write_lines(read_principles(session, row.id)))
+    lines = write_lines(read_principles(session, row.id))
+    return _form(request, row, row.name, row.preface, lines, seen=text_sha256(session, row))
 
 
 @router.post("/p/{project}/constitutions/{key:int}/edit")
 def save_constitution(
     request: Request, member: Researcher, session: Db, key: int,
     principles: Annotated[str, Form(max_length=200_000)], preface: Annotated[str, Form(max_length=20_000)] = "",
+    seen: Annotated[str, Form(max_length=64)] = "",
 ) -> Response:  # fmt: skip
-    """Saves in place, or as the next version where labels rest on this one."""
+    """Saves in place, or as the next version where labels rest on this one. `seen`: the text the form was opened with.
+
+    Where somebody has saved another text meanwhile, it is not written over before this person has been told.
+    """
     row = project_constitution(session, member, key)
+    stands = text_sha256(session, row)
     try:
-        saved, _ = save_version(session, row, preface, read_lines(principles))
-    except Invalid as error:
-        return _form(request, row, row.name, preface, principles, error)
+        lines = read_lines(principles)
+        if row.frozen_at is None and seen not in {"", stands} and not has_text(session, row, preface, lines):
+            raise Conflict(
+                "Somebody has saved another text since you opened this form, which stands on the constitution’s page. "
+                "What you typed is below: save again to put it in its place."
+            )
+        saved, _ = save_version(session, row, preface, lines)
+    except (Invalid, Conflict) as error:
+        return _form(request, row, row.name, preface, principles, error, seen=stands)
     return RedirectResponse(f"/p/{member.project.slug}/constitutions/{saved.id}", status_code=303)
 
 

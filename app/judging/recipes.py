@@ -106,6 +106,8 @@ class JudgeRecipe(Recipe):
             raise Invalid(f"“{judge.name}” came with its labels: it judges nothing. Choose another judge.",
                           {"judge": ["came with its labels: it judges nothing"]})  # fmt: skip
         members = members_of(session, judge)
+        for one in members:
+            _check_not_put_away(session, one)
         if self.overall == "weighted":
             self._check_weighted(session, judge, members)
         if self.principle_calls == "separate" and self.constitution is None:
@@ -132,6 +134,15 @@ class JudgeRecipe(Recipe):
         if self.principle_calls == "joint" and any(one.kind == "checkpoint" for one in members):
             raise Invalid("A local checkpoint answers one question at a time: choose separate questions.",
                           {"principle_calls": ["a local checkpoint needs separate questions here"]})  # fmt: skip
+
+
+def _check_not_put_away(session: Session, judge: Judge) -> None:
+    endpoint = session.get(Endpoint, judge.endpoint_id) if judge.endpoint_id is not None else None
+    if endpoint is not None and endpoint.archived_at is not None:
+        raise Invalid(
+            f"The endpoint “{endpoint.name}”, which “{judge.name}” asks, was put away and its key forgotten: add it "
+            "again, and a judge with it.", {"judge": ["its endpoint is archived"]},
+        )  # fmt: skip
 
 
 def _check_log_probs(session: Session, judge: Judge) -> None:

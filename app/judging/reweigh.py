@@ -18,13 +18,14 @@ from app.checkpoints.naming import store_named
 from app.constitutions.constitutions import PrincipleText, read_principles, save_version
 from app.constitutions.models import Constitution
 from app.db import get
-from app.errors import Invalid
+from app.errors import Conflict, Invalid
 from app.judging.deciding import decide
 from app.judging.models import Judge, Opinion, Verdict, VerdictSet
 from app.judging.protocol import RULE_KEYS, Protocol, protocol_of
 from app.judging.verdicts import OpinionValue, VerdictValue
 from app.pairs.models import Pair
 from app.prompts.models import Prompt
+from app.runs.models import Run
 from app.stats.intervals import Interval, rate_of
 
 AT_ONCE = 500
@@ -176,6 +177,11 @@ def keep_weights(session: Session, verdict_set: VerdictSet, weights: Mapping[str
     The same weights twice are one set, so that a double click makes no second one.
     """
     session.exec(select(VerdictSet.id).where(VerdictSet.id == verdict_set.id).with_for_update()).one()
+    judging = session.get(Run, root_of(session, verdict_set).run_id or 0)
+    if judging is not None and judging.is_live:
+        raise Conflict(
+            f"“{verdict_set.name}” is still being judged (run {judging.id}): keep weights once it has ended."
+        )
     kept = select(VerdictSet).where(VerdictSet.parent_id == verdict_set.id, col(VerdictSet.archived_at).is_(None))
     for known in session.exec(kept):
         if known.weights == dict(weights) and known.n == verdict_set.n:

@@ -1,9 +1,12 @@
 """The recipe that draws pairs, or single completions, for people."""
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
+from sqlmodel import Session
 
+from app.errors import Invalid
+from app.judging.models import RatingSet, VerdictSet
 from app.runs.recipe import Recipe, points_to
 
 
@@ -30,6 +33,14 @@ class AuditRecipe(Recipe):
     rating_set: int | None = points_to(
         "rating_set", title="Scores", default=None, description="Whose completions people score. For scoring only."
     )
+
+    def check(self, session: Session, project_id: int) -> None:
+        """Raises Invalid where what is to be drawn from was put away."""
+        for name, kind in (("verdict_set", VerdictSet), ("rating_set", RatingSet)):
+            key = getattr(self, name)
+            source: Any = session.get(kind, key) if key is not None else None
+            if source is not None and source.archived_at is not None:
+                raise Invalid(f"“{source.name}” was put away: choose another.", {name: ["archived"]})
 
     @model_validator(mode="after")
     def _has_its_source(self) -> "AuditRecipe":

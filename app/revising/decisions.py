@@ -12,7 +12,7 @@ from app.db import db_now, get, now
 from app.errors import Conflict, Invalid, NotFound
 from app.pairs.models import Completion
 from app.projects.access import Member
-from app.review.leases import LEASE_S, one_press_at_a_time
+from app.review.leases import LEASE_S, newer_note, one_press_at_a_time
 from app.revising.models import Revision, RevisionSet
 
 STATES = ("proposed", "accepted", "rejected")
@@ -119,8 +119,8 @@ def decide(
 ) -> None:
     """Accepts or rejects a revision that nobody has decided about; with `text`, accepts what a person wrote instead.
 
-    The same decision twice by the same person is once. Raises Invalid, or Conflict when somebody was quicker or holds
-    it.
+    The same decision twice by the same person is once, but for a newer comment. Raises Invalid, or Conflict when
+    somebody was quicker or holds it.
     """
     if state not in {"accepted", "rejected"}:
         raise Invalid(f"“{state[:20]}” is no decision: accepted or rejected.", {"state": ["accepted or rejected"]})
@@ -142,6 +142,7 @@ def decide(
             raise Conflict("Somebody has decided about this revision meanwhile. Go on with the next one.")
         if state == "accepted" and text.strip() and not _stands(session, revision, text):
             raise Conflict("You have accepted this before, with another text: take that back first.")
+        revision.note = newer_note(note, revision.note)
         return
     if state == "accepted" and text.strip():
         _put_in_place(session, made, revision, account_id, text.strip())
