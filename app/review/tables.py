@@ -120,7 +120,7 @@ def overrides_table(member: Member) -> Table:
         Column("id", Override.id, "Override", "number"),
         Column("pair", Override.pair_id, "Pair", "number"),
         Column("pair_set", PairSet.name, "Pairs", href=lambda row: f"{root}/pairs/{row['pair_set_id']}"),
-        Column("choice", Override.choice, "Label"),
+        Column("choice", Override.choice, "Label", "word"),
         Column("account", Account.name, "Who"),
         Column("why", Override.why, "Why", "long"),
         Column("made_at", Override.made_at, "Made", "when"),
