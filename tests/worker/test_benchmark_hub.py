@@ -109,6 +109,19 @@ def test_pku_pins_both_of_its_data_sets(project: Project, online: Hub, data_dir:
     assert benchmark_of(run).settings["hub"] == [f"{PAIRS}@{pairs}", f"{PROMPTS}@{prompts}"]
 
 
+def test_a_task_that_names_a_configuration_reads_that_one(project: Project, online: Hub, data_dir: Path) -> None:
+    targets = {"choices": ["Rome", "Oslo"], "labels": [1, 0]}
+    commit = online.add("datasets", ON_HUB["truthfulqa"], {
+        "README.md": b"---\nconfigs:\n- config_name: generation\n  data_files: other.jsonl\n"
+                     b"- config_name: multiple_choice\n  data_files: [{split: validation, path: mc.jsonl}]\n---\n",
+        "other.jsonl": lines({"a": 1}),
+        "mc.jsonl": lines({"question": "Where?", "mc1_targets": targets, "mc2_targets": targets}),
+    })  # fmt: skip
+    run = score(project, checkpoint=tiny_checkpoint(project), benchmark="truthfulqa", max_truncated=1)
+    found = benchmark_of(run).settings
+    assert found["hub"] == [f"{ON_HUB['truthfulqa']}@{commit}"] and found["n_items"] == 1
+
+
 def test_a_hub_that_refuses_says_what_to_do(project: Project, online: Hub, data_dir: Path) -> None:
     online.failing["truthfulqa/truthful_qa"] = 429
     run = score(project, checkpoint=tiny_checkpoint(project), benchmark="truthfulqa")
