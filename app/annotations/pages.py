@@ -31,7 +31,7 @@ def sets_table(member: Member) -> Table:
         Column("n", AnnotationSet.n, "Items", "number"),
         Column("n_labels", AnnotationSet.n_labels, "Labels", "number"),
         Column("n_unreadable", AnnotationSet.n_unreadable, "Unreadable", "number"),
-        Column("n_rejected", AnnotationSet.n_rejected, "Rejected rows", "number"),
+        Column("n_rejected", AnnotationSet.n_rejected, "Refused rows", "number"),
         Column("source", AnnotationSet.source, "Source"),
         Column("licence", AnnotationSet.licence, is_shown=False),
         Column("sha256", AnnotationSet.sha256, is_shown=False),

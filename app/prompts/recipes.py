@@ -123,7 +123,7 @@ class CheckPromptsRecipe(Recipe):
 
     prompt_set: int = points_to("prompt_set", title="Prompts")
     near: float = Field(0.8, gt=0, le=1, title="Near-duplicates share at least this much",
-                        description="Jaccard similarity of their three-word runs.")  # fmt: skip
+                        description="Jaccard similarity of their three-word sequences.")  # fmt: skip
     questions: list[str] = Field(
         [],
         title="Files of benchmarks' questions",

@@ -46,7 +46,7 @@ def sets_table(member: Member) -> Table:
         Column("state", PromptSet.state, "State", "badge"),
         Column("n", PromptSet.n, "Prompts", "number", is_sortable=True),
         Column("n_merged", PromptSet.n_merged, "Merged", "number"),
-        Column("n_rejected", PromptSet.n_rejected, "Rejected", "number"),
+        Column("n_rejected", PromptSet.n_rejected, "Refused", "number"),
         Column("counts", PromptSet.counts, is_shown=False),
         Column("source", PromptSet.source, "From", is_shown=False),
         Column("sha256", PromptSet.sha256, is_shown=False),
@@ -136,7 +136,7 @@ def list_rejected(request: Request, member: Viewer, session: Db, run_id: int) ->
     """The rows an import refused, with the reason of each."""
     run = project_run(session, member, run_id)
     return respond(
-        request, session, rejected_table(run), "html", "prompts/rejected.html", title="Rejected rows", run=run
+        request, session, rejected_table(run), "html", "prompts/rejected.html", title="Refused rows", run=run
     )
 
 
