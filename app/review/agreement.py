@@ -1,5 +1,6 @@
 """Agreement of judge and people: from audits only, from first answers only, always told twice."""
 
+import time
 from collections import OrderedDict, defaultdict
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,9 +24,11 @@ from app.stats.intervals import Interval
 
 LABELS = ("a", "b", "tie")
 KEPT = 200
+MANY = 1_000  # answers from which on a page may show an agreement of a moment ago
+REST = 20.0  # for so many times as long as working it out took
 # What first answers said never changes, so neither does the agreement until there are more of them, or other verdicts:
-# a judging that failed may be taken up again.
-_known: "OrderedDict[tuple[Any, ...], Agreement]" = OrderedDict()
+# a judging that failed may be taken up again. By queue and state of its verdicts.
+_known: "OrderedDict[tuple[Any, ...], _Known]" = OrderedDict()
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,20 @@ class Agreement:
     part: str = ""  # what of the judging this stands for, where that is not all of it
 
 
-def read_agreement(session: Session, queue: Queue, *, has_coefficients: bool = True) -> Agreement:
+@dataclass(frozen=True)
+class _Known:
+    n: int  # places answered then
+    until: float  # when a page asks anew
+    agreement: Agreement
+
+
+def read_agreement(
+    session: Session, queue: Queue, *, has_coefficients: bool = True, is_page: bool = False
+) -> Agreement:
     """The agreement in an audit; lists leave out the coefficients, whose intervals take a thousand resamples.
+
+    While people answer a large audit, a page (`is_page`) may show one of a moment ago, with its own n: else each answer
+    would have the next page read all the others, and pages would take longer the more was answered.
 
     Raises ValueError for a repair queue, which was not drawn at random.
     """
@@ -55,12 +70,15 @@ def read_agreement(session: Session, queue: Queue, *, has_coefficients: bool = T
         raise ValueError("only a random audit says anything about agreement")
     # not queue.n_answered: the caller may have read the queue before the last answers
     n = session.execute(sa.select(col(Queue.n_answered)).where(col(Queue.id) == queue.id)).scalar_one()
-    key = (session.get_bind().engine.url, queue.id, *state_of_verdicts(session, queue), n, has_coefficients)
-    if key not in _known:
-        _known[key] = _compute(session, queue, has_coefficients)
+    key = (session.get_bind().engine.url, queue.id, *state_of_verdicts(session, queue), has_coefficients)
+    began, known = time.monotonic(), _known.get(key)
+    will_do = known is not None and (known.n == n or (is_page and known.n >= MANY and began < known.until))
+    if known is None or not will_do:
+        agreement, ended = _compute(session, queue, has_coefficients), time.monotonic()
+        known = _known[key] = _Known(n, ended + REST * (ended - began), agreement)
         while len(_known) > KEPT:
             _known.popitem(last=False)
-    return replace(_known[key], queue=queue, part=read_part(session, queue).said)
+    return replace(known.agreement, queue=queue, part=read_part(session, queue).said)
 
 
 def state_of_verdicts(session: Session, queue: Queue) -> tuple[int, ...]:
@@ -137,7 +155,7 @@ def read_agreements(session: Session, project_id: int) -> list[Agreement]:
     audits = session.exec(
         select(Queue).where(Queue.project_id == project_id, Queue.kind == "audit").order_by(col(Queue.id).desc())
     )
-    return [read_agreement(session, queue, has_coefficients=False) for queue in audits.all()]
+    return [read_agreement(session, queue, has_coefficients=False, is_page=True) for queue in audits.all()]
 
 
 def count_answered(session: Session, queue: Queue) -> tuple[int, int]:

@@ -78,7 +78,7 @@ def show_queue(request: Request, member: Grader, session: Db, queue_id: int) -> 
         held=held_place(session, _kind_of(queue), queue, member.account.id),
         verdict_set=get(session, VerdictSet, queue.verdict_set_id) if is_viewer and queue.verdict_set_id else None,
         rating_set=get(session, RatingSet, queue.rating_set_id) if is_viewer and queue.rating_set_id else None,
-        agreement=read_agreement(session, queue) if is_viewer and queue.kind == "audit" else None,
+        agreement=read_agreement(session, queue, is_page=True) if is_viewer and queue.kind == "audit" else None,
         part=read_part(session, queue),
     )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 import sqlalchemy as sa
 from alembic.script import ScriptDirectory
 from sqlmodel import Session, col, select
@@ -14,7 +15,7 @@ from app.errors import Conflict
 from app.judging.models import Judge, Verdict, VerdictSet
 from app.pairs.models import Pair, PairSet
 from app.projects.models import Project
-from app.review.agreement import read_agreement
+from app.review import agreement
 from app.review.answers import change_answer, give_answer, withdraw
 from app.review.leases import claim, give_back
 from app.review.models import Answer, Mark, Override, Queue, Tally
@@ -159,5 +160,31 @@ def test_the_page_of_a_queue_counts_no_answers(client: TestClient, project: Proj
     assert client.get(f"/p/demo/review/{queue.id}").text == first
     of_answers = [one for one in sent if "FROM answer" in one]
     assert of_answers and all("LIMIT" in one for one in of_answers), of_answers
+
+
+def test_a_page_of_a_large_audit_may_show_the_agreement_of_a_moment_ago(
+    client: TestClient, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with transaction() as session:
+        queue = audit_of(session, project, make_pairs(session, project, 4), 4)
+        ann, _ = make_person(session, project, "ann", "grader")
+
+    def answer_one() -> None:
+        with transaction() as session:
+            place = claim_place(session, queue, ann.id)
+            assert place is not None
+            give_answer(session, place, queue, ann.id, "tie")
+
+    url = f"/p/demo/review/{queue.id}"
+    for n in (1, 2):
+        answer_one()
+        assert f"{n} of 4 pairs by 1 person" in client.get(url).text  # a small audit is always of this moment
+    monkeypatch.setattr(agreement, "MANY", 3)
+    monkeypatch.setattr(agreement, "REST", 1e9)
+    answer_one()
+    assert "3 of 4 pairs by 1 person" in client.get(url).text
+    answer_one()
+    assert "3 of 4 pairs by 1 person" in client.get(url).text
     with reading() as session:
-        assert read_agreement(session, queue).n_audited == 2
+        assert agreement.read_agreement(session, queue).n_audited == 4  # reports are of this moment
+    assert "4 of 4 pairs by 1 person" in client.get(url).text
