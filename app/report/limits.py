@@ -1,5 +1,7 @@
 """What the report's numbers do not say, found from the rows rather than remembered by somebody."""
 
+from collections import Counter
+
 from sqlmodel import Session, col, select
 
 from app.checkpoints.models import Checkpoint
@@ -223,9 +225,11 @@ def _items(results: list[BenchmarkResults]) -> list[str]:
         levels = [cell.level for metric in one.metrics for cell in metric.cells.values()]
         lost = max((level.n_null / (level.n + level.n_null) for level in levels if level.n_null), default=0.0)
         if lost:
-            said.append(
-                f"{one.title}: up to {lost:.1%} of the scores could not be read; rates are over the rest."
-            )
+            said.append(f"{one.title}: up to {lost:.1%} of the scores could not be read; rates are over the rest.")
+        times = Counter((arm.name, arm.seed) for arm in one.scored)
+        again = list(dict.fromkeys(name for (name, _), n in times.items() if n > 1))
+        if again:
+            said.append(f"{one.title}: {', '.join(again)} had it more than once; the last of the file’s steps counts.")
         limit = one.benchmark.settings.get("limit")
         if limit:
             said.append(f"{one.title}: only the first {limit} items (of each subject, where it has some).")

@@ -308,9 +308,12 @@ def test_labels_changed_since_and_scores_that_could_not_be_read_are_limits(reade
         lost = session.exec(select(Score).where(Score.run_id == run.id).order_by(col(Score.id))).first()
         assert lost is not None
         lost.value = None
+        session.add(Step(experiment_id=1, position=98, name="again", seed=1, recipe=run.recipe, run_id=run.id,
+                         status="done"))  # fmt: skip
     limits = reader.get("/p/demo/report/1.json").json()["limits"]
     assert any(one.startswith("1 label of the preferences “") for one in limits)
     assert any("of the scores could not be read" in one for one in limits)
+    assert any("had it more than once; the last of the file’s steps counts" in one for one in limits)
 
 
 def test_a_closed_grading_shows_its_win_rates_and_who_was_simulated(reader: TestClient) -> None:
