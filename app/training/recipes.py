@@ -22,7 +22,7 @@ from app.training.recipe_parts import (
     watching_rubric,
 )
 from app.training.scorers import LONGEST_LINE, check_watcher
-from app.training.waivers import check_reward_waiver, check_waiver, reason_field
+from app.training.waivers import check_rewarding, reason_field
 
 SOFT = "Weighs each pair by the judge’s own probability, where it gave one."
 
@@ -242,7 +242,6 @@ class OnlineRecipe(ReferenceRecipe):
     held_out_constitution: int | None = watching_rubric()
     is_paused_at_turn: bool = pauser()
     reward: int | None = None
-    reward_weight: float = 1.0
     judge: int | None = points_to(
         "judge", title="Judge", default=None, where={"kind": ["endpoint", "checkpoint"]},
         description="Scores each completion from 1 to 10 by the constitution: an endpoint or a local checkpoint.",
@@ -282,10 +281,7 @@ class OnlineRecipe(ReferenceRecipe):
 
     def check_waiver(self, session: Session) -> None:
         """Raises Invalid where a judge or reward model rewards that failed its Judge Card, and no reason is given."""
-        if self.judge is not None and self.judge_weight:
-            check_waiver(session, self.judge, self.constitution, self.waiver, "scores")
-        if self.reward is not None and self.reward_weight:
-            check_reward_waiver(session, self.reward, self.waiver)
+        check_rewarding(session, self)
 
     @model_validator(mode="after")
     def _somebody_watches(self) -> "OnlineRecipe":

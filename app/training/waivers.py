@@ -36,6 +36,14 @@ def check_reward_waiver(session: Session, checkpoint_id: int, reason: str) -> No
         raise _refuse(session, card, ", which is this reward model,", "scores", "reward model")
 
 
+def check_rewarding(session: Session, recipe: Any) -> None:
+    """The same of whatever rewards a run of PPO, GRPO or RLOO."""
+    if recipe.judge is not None and recipe.judge_weight:
+        check_waiver(session, recipe.judge, recipe.constitution, recipe.waiver, "scores")
+    if recipe.reward is not None and recipe.reward_weight:
+        check_reward_waiver(session, recipe.reward, recipe.waiver)
+
+
 def _refuse(session: Session, card: JudgeCard, which: str, what: str, other: str) -> Invalid:
     return Invalid(
         f"The judge “{get(session, Judge, card.judge_id).name}”{which} failed its Judge Card {card.id} "
