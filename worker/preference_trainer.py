@@ -41,6 +41,7 @@ class PreferenceTrainer(PairMeans, DPOTrainer):
             add_fused_lm_head(reference.get_base_model() if is_peft_model(reference) else reference)
         self.n_reference_passes = 0  # texts the reference has read in this process
         self.own: set[str] = set()  # which
+        self.step_tokens: Tensor | None = None  # of all chosen completions of the step, on average over its parts
         self.n_known = 0  # texts whose values were there already
         args, tokenizer = given["args"], given["processing_class"]
         super().__init__(
@@ -104,6 +105,13 @@ class PreferenceTrainer(PairMeans, DPOTrainer):
 
     # ------------------------------------------------------------------------------------------------------ the loss
 
+    def get_batch_samples(self, *given: Any, **named: Any) -> Any:
+        """The parts of the next step; counts their chosen tokens."""
+        parts, n_items = super().get_batch_samples(*given, **named)
+        counts = [part["completion_mask"].chunk(2)[0][:, 1:].sum() for part in parts]
+        self.step_tokens = torch.stack(counts).float().mean().to(self.accelerator.device) if counts else None
+        return parts, n_items
+
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
         mask = inputs["completion_mask"]
         labels = inputs["input_ids"].masked_fill(mask == 0, -100)
@@ -117,8 +125,9 @@ class PreferenceTrainer(PairMeans, DPOTrainer):
         losses, rewards = self.objective(chosen, rejected, n_chosen, n_rejected, p_chosen, inputs)
         loss = losses.mean()
         if self.recipe.sft_weight:
-            # Over the tokens of all processes, whose losses are averaged: they take the step that one would.
-            n_tokens = self.accelerator.gather(n_chosen.sum()).sum().clamp(min=1) / self.accelerator.num_processes
+            # Over the tokens of all parts and processes, whose losses are averaged: they take the step that one would.
+            mine = self.step_tokens if self.step_tokens is not None and self.model.training else n_chosen.sum()
+            n_tokens = self.accelerator.gather(mine.to(loss)).sum().clamp(min=1) / self.accelerator.num_processes
             loss = loss - self.recipe.sft_weight * per_token.chunk(2)[0].sum() / n_tokens
         self._note(outputs, inputs, kept, chosen, rejected, rewards)
         return (loss, outputs) if return_outputs else loss

@@ -65,6 +65,21 @@ def test_losses_equal_trl_s_own(base: Weights, tmp_path: Path, loss: Any, is_lor
     assert float(ours) == pytest.approx(float(theirs), abs=1e-6)
 
 
+def test_a_step_in_parts_is_the_same_step(base: Weights, tmp_path: Path) -> None:
+    """Also its SFT term, whose parts have unequally many tokens."""
+    rows = preferences(8)
+    for place, row in enumerate(rows.train):
+        row["chosen"] = [{"role": "assistant", "content": "so " * (1 + 3 * place)}]
+    first = {}
+    for parts in (1, 4):
+        watch = Silent()
+        recipe = DpoRecipe(**{**OFFLINE, "max_steps": 1}, reference=1, sft_weight=1.0, accumulate=parts)
+        fit_dpo(recipe, 3, base, rows, tmp_path / str(parts), watch)
+        first[parts] = watch.metrics[1]
+    assert first[4]["loss"] == pytest.approx(first[1]["loss"], abs=1e-5)
+    assert first[4]["grad_norm"] == pytest.approx(first[1]["grad_norm"], rel=1e-5)
+
+
 def test_soft_labels_smooth_and_meet_in_the_middle() -> None:
     margin = torch.tensor([1.3, -0.4])
     sigma = 1 / (1 + np.exp(-0.5 * margin.numpy()))
