@@ -25,7 +25,7 @@ from app.projects.projects import make_project, set_role
 from app.prompts.models import Prompt, PromptSet
 from app.review.answers import give_answer
 from app.review.card_lines import Judged, make_lines, verdict_of
-from app.review.models import JudgeCard, Mark, Queue
+from app.review.models import JudgeCard, Mark, Queue, Tally
 from app.review.queues import claim_place
 from app.revising.decisions import claim_revision, decide
 from app.revising.models import Revision, RevisionSet
@@ -227,6 +227,7 @@ def _mark(session: Session, project: Project, grader: Account) -> None:
             seconds=9.0 if is_first else None,
         ))  # fmt: skip
     queue.n_answered = 1
+    session.add(Tally(queue_id=queue.id, account_id=grader.id, n=1))
 
 
 def _copy(session: Session, grading: Grading) -> Grading:
