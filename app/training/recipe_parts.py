@@ -33,7 +33,10 @@ class TrainingRecipe(Recipe):
     is_lora: bool = Field(
         False, title="LoRA", description="Train a small adapter on a frozen base instead of all weights."
     )
-    lora_rank: int = Field(16, ge=1, le=1024, title="LoRA rank", description="Its scale alpha is twice the rank.")
+    lora_rank: int = Field(
+        16, ge=1, le=1024, title="LoRA rank",
+        description="Its scale alpha is twice the rank. A policy that starts from an adapter keeps that adapter’s.",
+    )  # fmt: skip
     lr: float = Field(1e-5, gt=0, le=1, title="Learning rate")
     warmup_share: float = Field(0.05, ge=0, le=1, title="Share of steps that warm up")
     weight_decay: float = Field(0.0, ge=0, le=1, title="Weight decay")
