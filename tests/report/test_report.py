@@ -299,7 +299,7 @@ def test_labels_changed_since_and_scores_that_could_not_be_read_are_limits(reade
         assert snapshot is not None
         judged = select(Pair.id).join(Verdict, col(Pair.id) == col(Verdict.pair_id)).join(Prompt)
         judged = judged.where(Verdict.verdict_set_id == snapshot.verdict_set_id, Prompt.split == "train")
-        pair = session.exec(judged.where(Verdict.outcome == "a")).first()
+        pair = session.exec(judged.where(Verdict.outcome == "a").limit(1)).one()
         account = session.exec(select(Account.id)).one()
         session.add(Override(pair_id=pair, choice="b", account_id=account, why="looked again"))
         get(session, PairSet, snapshot.pair_set_id).labels_version += 1
