@@ -11,7 +11,7 @@ from pwdlib import PasswordHash
 from sqlmodel import Session, col, select
 
 from app.accounts.models import Account, Login, LoginFailure
-from app.db import now
+from app.db import get, now
 from app.errors import Conflict, Invalid, NotSignedIn, TooMany
 
 COOKIE = "preflab_session"
@@ -71,7 +71,7 @@ def _stands(login: Login, *kinds: str) -> bool:
 # The standing login of a request, with what `given_login` says of it; statements that begin here are built once, since
 # every request asks one and building it would take longer than running it.
 IS_GIVEN_LOGIN = sa.and_(
-    col(Login.token_sha256) == sa.bindparam("secret"), col(Login.kind) == sa.bindparam("kind"),
+    col(Login.token_sha256) == sa.bindparam("secret"), col(Login.kind) == sa.bindparam("login_kind"),
     col(Login.revoked_at).is_(None), col(Login.expires_at) >= sa.bindparam("moment"),
 )  # fmt: skip
 _SENDER = select(Account).join(Login, col(Login.account_id) == col(Account.id)).where(IS_GIVEN_LOGIN)
@@ -82,7 +82,7 @@ def given_login(request: Request) -> dict[str, Any]:
     bearer = request.headers.get("authorization", "")
     is_token = bearer.lower().startswith("bearer ")
     secret, kind = (bearer[7:].strip(), "token") if is_token else (request.cookies.get(COOKIE, ""), "session")
-    return {"secret": hash_secret(secret), "kind": kind, "moment": now()}
+    return {"secret": hash_secret(secret), "login_kind": kind, "moment": now()}
 
 
 def find_account(session: Session, request: Request) -> Account | None:
@@ -130,13 +130,13 @@ def note_failure(session: Session, name: str, address: str) -> None:
 
 def use_link(session: Session, secret: str) -> Account:
     """The account of a one-time link, which is used up by this; raises NotSignedIn."""
-    login = find_login(session, secret, "link")
-    account = session.get(Account, login.account_id) if login else None
-    if login is None or account is None:
+    given = {"secret": hash_secret(secret), "login_kind": "link", "moment": now()}
+    # the database decides between two who open it at one moment
+    used = sa.update(Login).where(IS_GIVEN_LOGIN).values(revoked_at=given["moment"]).returning(col(Login.account_id))
+    account_id = session.execute(used, given).scalar()
+    if account_id is None:
         raise NotSignedIn("This link was used already or has run out. Print a new one: preflab user link NAME.")
-    login.revoked_at = now()
-    session.add(login)
-    return account
+    return get(session, Account, account_id)
 
 
 def revoke(session: Session, account: Account, *kinds: str) -> int:

@@ -1,5 +1,8 @@
 """Signing in and out: passwords, one-time links, sessions, tokens, cross-site posts."""
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
@@ -10,7 +13,7 @@ from app.accounts import logins
 from app.accounts.logins import COOKIE, MOST_FAILURES, hash_secret, make_account, make_login
 from app.accounts.models import Account, Login, LoginFailure
 from app.db import now, reading, transaction
-from app.errors import Conflict, Invalid
+from app.errors import Conflict, Invalid, NotSignedIn
 from app.main import create_app
 
 
@@ -89,6 +92,27 @@ def test_a_link_asks_for_a_press_and_works_once(anonymous: TestClient) -> None:
     anonymous.cookies.clear()
     second = anonymous.post(f"/login/{secret}", follow_redirects=False)
     assert second.status_code == 401 and "used already" in second.text
+
+
+def test_of_many_who_open_a_link_at_one_moment_one_gets_in(client: TestClient) -> None:
+    with transaction() as session:
+        secret = make_login(session, owner(session), "link")
+    ready = threading.Barrier(6)
+
+    def press(_: int) -> bool:
+        with transaction() as session:
+            session.exec(select(Account)).all()  # connected
+            session.rollback()
+            ready.wait()
+            try:
+                logins.use_link(session, secret)
+            except NotSignedIn:
+                return False
+            time.sleep(0.05)  # the others come before this one is stored
+            return True
+
+    with ThreadPoolExecutor(6) as people:
+        assert sum(people.map(press, range(6))) == 1
 
 
 def test_a_link_runs_out(anonymous: TestClient) -> None:
