@@ -100,7 +100,9 @@ def run_as_json(run: Run) -> dict[str, Any]:
     """A run as the API shows it."""
     return {
         **run.model_dump(mode="json", exclude={"project_id", "account_id", "form_key"}),
-        "status": run.state, "cost": run.spent, "seconds_left": seconds_left(run),
+        "status": run.state,
+        "cost": run.spent,
+        "seconds_left": seconds_left(run),
     }
 
 
