@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from app.errors import AppError
+from app.errors import AppError, field_messages
 
 PREFIX = "PREFLAB_"
 # Read by the test suite and the set-up script, not by the app; listed so that a typing mistake is still noticed.
@@ -156,11 +156,10 @@ def read_settings(environ: dict[str, str]) -> Settings:
     try:
         return Settings(**given)
     except ValidationError as error:
-        lines = []
-        for item in error.errors():
-            name = PREFIX + str(item["loc"][0]).upper()
-            what = "is no setting" if item["type"] == "extra_forbidden" else item["msg"]
-            lines.append(f"{name}: {what} (docs/configuration.md lists every setting)")
+        lines = [
+            f"{PREFIX}{name.upper()}: {', '.join(said)} (docs/configuration.md lists every setting)"
+            for name, said in field_messages(error.errors()).items()
+        ]
         raise AppError("The environment is wrong:\n  " + "\n  ".join(lines)) from error
 
 

@@ -27,7 +27,7 @@ from app.checkpoints import routes as checkpoints
 from app.config import settings
 from app.constitutions import routes as constitutions
 from app.db import ROOT, check_schema, reading
-from app.errors import AppError, Forbidden, Invalid, NotSignedIn, Unavailable
+from app.errors import AppError, Forbidden, Invalid, NotSignedIn, Unavailable, field_messages
 from app.experiments import routes as experiments
 from app.experiments import sweep_routes as sweeps
 from app.grading import routes as grading
@@ -186,9 +186,7 @@ async def _show_http_error(request: Request, error: Exception) -> Response:
 
 async def _show_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    fields: dict[str, list[str]] = {}
-    for item in error.errors():
-        fields.setdefault(".".join(str(part) for part in item["loc"][1:]), []).append(item["msg"])
+    fields = field_messages(error.errors(), 1)
     message = "; ".join(f"{name}: {', '.join(messages)}" for name, messages in fields.items())
     return _error(request, Invalid(message, fields))
 

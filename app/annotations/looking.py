@@ -15,7 +15,7 @@ from app.annotations.fields import AnnotationDraft
 from app.annotations.layouts import LOOKED_AT, fill, preset_of, read_annotations
 from app.annotations.recipes import ImportAnnotationsRecipe
 from app.db import clean_text
-from app.errors import Invalid
+from app.errors import Invalid, field_messages
 from app.pairs.fields import PairDraft, guess_layout, longest_text, read_pairs
 from app.prompts.fields import ADDED, GUESSES, BadField, Draft, read_prompt
 from app.prompts.files import BadRow, typical_row
@@ -69,9 +69,7 @@ def look(target: str, given: Mapping[str, Any]) -> Look:
             if found.n_good >= most:
                 break
     except ValidationError as error:
-        for item in error.errors():
-            name = ".".join(map(str, item["loc"]))
-            found.errors.setdefault(name, []).append(item["msg"].removeprefix("Value error, "))
+        found.errors = field_messages(error.errors())
         found.error = "; ".join(said for many in found.errors.values() for said in many)
     except Invalid as error:
         found.error = clean_text(error.message)  # it may quote half a character

@@ -8,7 +8,7 @@ from starlette.datastructures import FormData
 
 from app.checkpoints.fields import ExtraBody, RequestsPerMinute, TokensPerMinute
 from app.checkpoints.models import Endpoint
-from app.errors import Invalid
+from app.errors import Invalid, field_messages
 from app.html import read_form
 
 
@@ -40,8 +40,7 @@ def read_endpoint_form(form: FormData) -> EndpointForm:
     try:
         return EndpointForm.model_validate(read_form(EndpointForm, form))
     except ValidationError as error:
-        fields = {str(item["loc"][0]): [item["msg"].removeprefix("Value error, ")] for item in error.errors()}
-        raise Invalid("Please correct the marked fields.", fields) from error
+        raise Invalid("Please correct the marked fields.", field_messages(error.errors())) from error
 
 
 def endpoint_as_json(endpoint: Endpoint) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from app.checkpoints.pages import (
 )
 from app.checkpoints.probe import probe_endpoint
 from app.db import Db, get, now
-from app.errors import Invalid
+from app.errors import Invalid, invalid
 from app.html import FormValues, html, recipe_form
 from app.projects.access import Member, Researcher, Viewer
 from app.runs.routes import PAGES
@@ -205,9 +205,5 @@ def add_endpoint_api(member: Researcher, session: Db, endpoint: dict[str, Any] =
     try:
         read = EndpointForm.model_validate(values)
     except ValidationError as error:
-        fields = {
-            str(item["loc"][0]) if item["loc"] else "": [item["msg"].removeprefix("Value error, ")]
-            for item in error.errors()
-        }
-        raise Invalid("; ".join(f"{name}: {said[0]}" for name, said in fields.items()), fields) from error
+        raise invalid(error) from error
     return endpoint_as_json(make_endpoint(session, member.project.id, **read.model_dump(), key=key))

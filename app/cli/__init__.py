@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 import app.models  # noqa: F401  every table is known before the first row
 from app.cli.parser import build_parser
-from app.errors import AppError
+from app.errors import AppError, invalid
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,8 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except AppError as error:
         print(f"preflab: {error.message}", file=sys.stderr)
     except ValidationError as error:
-        first = error.errors()[0]
-        print(f"preflab: {'.'.join(map(str, first['loc']))}: {first['msg']}", file=sys.stderr)
+        print(f"preflab: {invalid(error).message}", file=sys.stderr)
     except sa.exc.OperationalError as error:
         print(
             f"preflab: the database does not answer as it should ({error.orig}). See: preflab doctor", file=sys.stderr

@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from app.db import ROOT
-from app.errors import Invalid
+from app.errors import Invalid, field_messages
 from app.recipes import RECIPES, read_recipe
 from app.runs.recipe import Recipe, noun_of
 
@@ -197,8 +197,8 @@ def _parse(text: str, file: str) -> tuple[_Lines, ExperimentText]:
         return lines, ExperimentText.model_validate(lines.data)
     except ValidationError as error:
         first = error.errors()[0]
-        what = "is no field here" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
-        raise lines.wrong(tuple(first["loc"]), what) from error
+        (said,) = field_messages([first]).values()
+        raise lines.wrong(tuple(first["loc"]), said[0]) from error
 
 
 def _check_starts(planned: list[tuple[int, PlannedStep]], lines: _Lines) -> None:
@@ -347,8 +347,7 @@ def _check_recipe(values: dict[str, Any], lines: _Lines, here: tuple[str | int, 
         parts = tuple(int(part) if part.isdigit() else part for part in wrong.split(".") if part)
         changed: tuple[str | int, ...] = ("scales", scale, lines.data["steps"][here[1]]["name"], *parts)
         path = changed if parts and changed in lines.at else (*here, "recipe", *parts)
-        what = "is no field of this kind" if messages[0].startswith("Extra inputs") else messages[0]
-        raise lines.wrong(path, what) from error
+        raise lines.wrong(path, messages[0]) from error
 
 
 def _check_spelling(value: Any, lines: _Lines, path: tuple[str | int, ...]) -> None:

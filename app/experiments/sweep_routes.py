@@ -9,7 +9,7 @@ from sqlmodel import Session, SQLModel, col, select
 
 from app.checkpoints.models import Checkpoint
 from app.db import Db
-from app.errors import Invalid, NotFound
+from app.errors import Invalid, NotFound, invalid
 from app.experiments.board import experiment_as_json
 from app.experiments.frontier import Frontier, Point, draw_frontiers, frontier_as_json
 from app.experiments.models import Experiment, state_of
@@ -20,7 +20,6 @@ from app.experiments.sweeps import SWEPT, Sweep, SweepPlan, read_sweep, write_sw
 from app.html import FormValues, html
 from app.projects.access import Member, Researcher, Viewer
 from app.prompts.models import PromptSet
-from app.recipes import invalid_recipe
 from app.runs.models import Run
 from app.runs.queue import NoRow, check_reference, new_form_key
 from app.tables import respond_rows
@@ -91,7 +90,7 @@ def read_plan(values: dict[str, str]) -> SweepPlan:
     try:
         return SweepPlan.model_validate({name: value for name, value in given.items() if value not in ("", [])})
     except ValidationError as error:
-        found = invalid_recipe(error)
+        found = invalid(error)
         fields = {("run_0" if name.startswith("methods") else name): said for name, said in found.fields.items()}
         raise Invalid(found.message, fields) from error
 

@@ -14,7 +14,7 @@ from starlette.datastructures import FormData, UploadFile
 
 from app.checkpoints.models import Arm, Checkpoint, Endpoint
 from app.db import Db, reading
-from app.errors import Invalid
+from app.errors import Invalid, field_messages
 from app.html import FormValues, html, read_form, recipe_form
 from app.pairs.playing import PlayRecipe, Turn, read_turns, state_of
 from app.projects.access import Member, Researcher, Viewer
@@ -92,7 +92,7 @@ def say(request: Request, member: Researcher, session: Db, form: FormValues) -> 
         key = str(form.get("form_key") or new_form_key())[:64]
         run = launch(session, recipe, project_id=member.project.id, account_id=member.account.id, form_key=key)
     except ValidationError as error:
-        errors = {".".join(map(str, one["loc"])): [one["msg"].removeprefix("Value error, ")] for one in error.errors()}
+        errors = field_messages(error.errors())
     except (Invalid, NoRow) as error:
         errors = {"": [error.message]}
     else:

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from sqlmodel import Session, col, select
 
 from app.db import Db, get
-from app.errors import AppError, Invalid, NotFound
+from app.errors import AppError, Invalid, NotFound, invalid
 from app.html import html, read_form, recipe_form
 from app.projects.access import Member, Researcher, Viewer
 from app.prompts.hygiene import warnings_of
@@ -195,12 +195,7 @@ def launch_import(session: Session, member: Member, what: str, form: Any) -> Run
         read = recipe.model_validate(sent.values)
     except ValidationError as error:
         sent.drop()
-        fields = {
-            ".".join(map(str, item["loc"])): [item["msg"].removeprefix("Value error, ")] for item in error.errors()
-        }
-        raise Invalid(
-            "; ".join(f"{name}: {said[0]}" if name else said[0] for name, said in fields.items()), fields
-        ) from error
+        raise invalid(error) from error
     try:
         run = launch(session, read, project_id=member.project.id, account_id=member.account.id, form_key=form_key)
     except AppError:

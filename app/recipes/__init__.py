@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from app.annotations.recipes import ImportAnnotationsRecipe
 from app.benchmarks.recipes import BenchmarkRecipe
 from app.checkpoints.recipes import ExportRecipe, ImportCheckpointRecipe, NewEndpointRecipe
-from app.errors import Invalid
+from app.errors import Invalid, invalid
 from app.grading.recipes import GradingRecipe
 from app.judging.rating_recipes import RateRecipe
 from app.judging.recipes import JudgeRecipe, NewJudgeRecipe
@@ -69,15 +69,4 @@ def read_recipe(stored: dict[str, Any]) -> Recipe:
     try:
         return cls.model_validate(values)
     except ValidationError as error:
-        raise invalid_recipe(error) from error
-
-
-def invalid_recipe(error: ValidationError) -> Invalid:
-    """Pydantic's errors as one readable error, and by field for a form."""
-    fields: dict[str, list[str]] = {}
-    for item in error.errors():
-        name = ".".join(str(part) for part in item["loc"])
-        message = item["msg"].removeprefix("Value error, ")
-        fields.setdefault(name, []).append(message)
-    lines = [f"{name}: {', '.join(m)}" if name else ", ".join(m) for name, m in fields.items()]
-    return Invalid("; ".join(lines), fields)
+        raise invalid(error) from error

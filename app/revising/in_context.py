@@ -12,7 +12,7 @@ from app.checkpoints.models import Arm, Checkpoint
 from app.constitutions.constitutions import read_principles
 from app.constitutions.models import Constitution
 from app.db import get
-from app.errors import Invalid, NotFound
+from app.errors import NotFound, invalid
 from app.html import FormField, read_form, recipe_form
 from app.revising.in_context_arm import as_system_message, build_in_context_arm
 from app.revising.recipes import InContextFields
@@ -67,10 +67,7 @@ def make_in_context_arm(session: Session, project_id: int, key: int, form: FormD
     try:
         wanted = InContextForm.model_validate(read_form(InContextForm, form))
     except ValidationError as error:
-        fields = {
-            ".".join(map(str, item["loc"])): [item["msg"].removeprefix("Value error, ")] for item in error.errors()
-        }
-        raise Invalid("; ".join(said[0] for said in fields.values()), fields) from error
+        raise invalid(error) from error
     for name, info in InContextForm.model_fields.items():
         value = getattr(wanted, name)
         if noun_of(info) and value is not None:

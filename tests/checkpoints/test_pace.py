@@ -133,8 +133,8 @@ def test_pace_extra_fields_and_prices_are_set_and_changed_on_the_endpoints_page(
         ("extra_body", '{"a": "\\u0000"}', "NUL"),
         ("extra_body", '{"a": "\\ud800"}', "lone surrogate"),
         ("extra_body", '{"a":' * 900 + "1" + "}" * 900, "characters"),
-        ("requests_per_minute", "0", "greater than or equal to 1"),
-        ("tokens_per_minute", "ten", "valid integer"),
+        ("requests_per_minute", "0", "must be at least 1"),
+        ("tokens_per_minute", "ten", "must be a whole number"),
     ],
 )
 def test_what_may_not_stand_there_is_refused_with_its_field(

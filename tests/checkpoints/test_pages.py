@@ -96,8 +96,8 @@ def test_an_endpoints_key_is_encrypted_shown_by_its_end_and_bound_to_its_origin(
 BAD = [
     ({**FORM, "origin": "ftp://x.example/v1"}, "begins with http"),
     ({**FORM, "origin": "http://169.254.169.254/v1"}, "link-local"),
-    ({**FORM, "model": ""}, "Field required"),
-    ({**FORM, "usd_per_million_in": "-1"}, "greater than or equal to 0"),
+    ({**FORM, "model": ""}, "is needed"),
+    ({**FORM, "usd_per_million_in": "-1"}, "must be at least 0"),
 ]
 
 

@@ -191,7 +191,7 @@ def test_the_doctor_names_what_is_wrong(sqlite_database: str, monkeypatch: pytes
     done = preflab_process("doctor")
     assert done.returncode == 1 and "BAD  broker" in done.stdout and "secret" not in done.stdout
     monkeypatch.setenv("PREFLAB_DATABSE_URL", "x")
-    assert "PREFLAB_DATABSE_URL: is no setting" in preflab_process("doctor").stderr
+    assert "PREFLAB_DATABSE_URL: is not known here" in preflab_process("doctor").stderr
 
 
 @pytest.mark.parametrize("words", [["nonsense"], ["runs"], ["runs", "show", "one"], ["user", "role", "ada", "king"]])

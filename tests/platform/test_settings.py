@@ -40,12 +40,12 @@ def test_the_example_itself_is_accepted():
 @pytest.mark.parametrize(
     ("name", "value", "remedy"),
     [
-        ("PREFLAB_PORT", "eighty", "valid integer"),
-        ("PREFLAB_PORT", "70000", "less than or equal to 65535"),
+        ("PREFLAB_PORT", "eighty", "must be a whole number"),
+        ("PREFLAB_PORT", "70000", "must be at most 65535"),
         ("PREFLAB_DATABASE_URL", "mysql://x/y", "use sqlite:///path or postgresql://"),
         ("PREFLAB_BROKER_URL", "localhost:6379", "use redis://"),
         ("PREFLAB_LOG_LEVEL", "chatty", "choose DEBUG, INFO, WARNING or ERROR"),
-        ("PREFLAB_PROT", "8124", "is no setting"),
+        ("PREFLAB_PROT", "8124", "is not known here"),
     ],
 )
 def test_a_wrong_setting_is_refused_by_name(name: str, value: str, remedy: str):

@@ -108,7 +108,7 @@ REFUSED = [
     ({}, "Choose a file, paste text, or give a path"),
     ({"text": "x", "path": "/tmp/y"}, "one of them only"),
     ({"text": "x", "dev_share": "0.6", "test_share": "0.6"}, "must leave something to train on"),
-    ({"text": "x", "limit": "0"}, "greater than or equal to 1"),
+    ({"text": "x", "limit": "0"}, "must be at least 1"),
 ]
 
 

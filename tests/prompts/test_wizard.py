@@ -136,7 +136,7 @@ def test_a_file_is_looked_at_then_imported_as_what_one_chooses(client: TestClien
         "may_reject": "true",
     }
     refused = client.post("/p/demo/import/start", data={**start, "dev_share": "2"})
-    assert refused.status_code == 422 and "less than or equal to 0.9" in refused.text
+    assert refused.status_code == 422 and "must be at most 0.9" in refused.text
     done = client.post("/p/demo/import/start", data=start, follow_redirects=False)
     assert done.status_code == 303, done.text
     run = finish()
