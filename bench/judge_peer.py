@@ -42,8 +42,12 @@ def run_openai(
     origin: str, prompts: list[Any], concurrency: int, is_gather: bool = False
 ) -> tuple[str, Callable[[], int]]:
     """The same of a plain loop around AsyncOpenAI."""
-    import httpx
     import openai
+
+    try:
+        import httpx2 as httpx  # under openai 3
+    except ModuleNotFoundError:
+        import httpx  # type: ignore[no-redef]
 
     async def ask_all() -> int:
         free = asyncio.Semaphore(len(prompts) if is_gather else concurrency)
@@ -63,7 +67,7 @@ def run_openai(
 
             return sum(await asyncio.gather(*map(ask, prompts)))
 
-    name = f"AsyncOpenAI {openai.__version__}, httpx {httpx.__version__}"
+    name = f"AsyncOpenAI {openai.__version__}, {httpx.__name__} {httpx.__version__}"
     return name + (", gathered" if is_gather else ""), lambda: asyncio.run(ask_all())
 
 

@@ -37,6 +37,7 @@ from bench.million import Seeded, seed
 from tests.servers import free_port, run_postgres
 
 SMALL = 1_000
+ROUND = 100  # answers of one reviewer a round, at most
 LIMIT_MS = 100.0
 LIMIT_RATIO = 1.2
 SET, VERDICTS = "/p/big/pairs/1", "/p/big/judge/1"
@@ -190,14 +191,14 @@ class Reviewed:
     held: list[tuple[int, str]] = field(default_factory=list)  # (answer, cookie)
 
 
-def review(site: Site, n_people: int, seconds: float) -> Reviewed:
-    """People take and answer pairs as fast as they can, each over a connection of their own."""
+def review(site: Site, n_people: int, seconds: float, most: int | None = None) -> Reviewed:
+    """People take and answer pairs (so many at most) as fast as they can, each over a connection of their own."""
     done = Reviewed()
     until = time.monotonic() + seconds
 
     def work(cookie: str) -> None:
         with site.client(cookie) as client:
-            while time.monotonic() < until:
+            while time.monotonic() < until and (most is None or len(done.held) < most):
                 began = time.perf_counter()
                 page = client.post("/p/big/review/1/next", follow_redirects=True)
                 took = time.perf_counter() - began
@@ -224,10 +225,10 @@ def measure_review(sites: list[Site], rounds: int, seconds: float) -> bool:
     n_double = 0
     large = sites[-1]
     for site in sites:
-        review(site, 1, 1)
+        review(site, 1, 1, ROUND)
     for _ in range(rounds):
         for site in sites:
-            one = review(site, 1, 3)
+            one = review(site, 1, 3, ROUND)  # the small queue has no more than a thousand places
             site.took.setdefault("review: next", []).append(one.took)
             site.took.setdefault("review: answer", []).append(one.gave)
             n_double += _doubles(one)
