@@ -37,7 +37,7 @@ from bench.million import Seeded, seed
 from tests.servers import free_port, run_postgres
 
 SMALL = 1_000
-ROUND = 100  # answers of one reviewer a round, at most
+ROUND = 50  # answers of one reviewer a round, at most: the small queue has eight hundred open places
 LIMIT_MS = 100.0
 LIMIT_RATIO = 1.2
 SET, VERDICTS = "/p/big/pairs/1", "/p/big/judge/1"
@@ -228,7 +228,7 @@ def measure_review(sites: list[Site], rounds: int, seconds: float) -> bool:
         review(site, 1, 1, ROUND)
     for _ in range(rounds):
         for site in sites:
-            one = review(site, 1, 3, ROUND)  # the small queue has no more than a thousand places
+            one = review(site, 1, 3, ROUND)
             site.took.setdefault("review: next", []).append(one.took)
             site.took.setdefault("review: answer", []).append(one.gave)
             n_double += _doubles(one)
