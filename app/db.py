@@ -211,6 +211,12 @@ def request_session(request: Request) -> Iterator[Session]:
 Db = Annotated[Session, Depends(request_session, scope="function")]
 
 
+def table_of(kind: Any) -> sa.Table:
+    """A model's table, for statements that go past the mapper."""
+    table: sa.Table = kind.metadata.tables[str(kind.__tablename__)]
+    return table
+
+
 EMPTY_JSON: dict[type, str] = {dict: "{}", list: "[]"}  # what most cells hold, so that most need no encoder
 
 
@@ -223,7 +229,7 @@ def insert_plain(session: Session, kind: type[SQLModel], rows: list[dict[str, An
     if connection.dialect.name != "sqlite":
         connection.execute(sa.insert(kind), rows)
         return
-    columns = kind.metadata.tables[str(kind.__tablename__)].c
+    columns = table_of(kind).c
     names = list(rows[0])
     by_column: list[Any] = list(zip(*(row.values() for row in rows), strict=True))
     for place, name in enumerate(names):

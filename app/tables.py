@@ -117,7 +117,7 @@ def respond(request: Request, session: Session, table: Table, fmt: Format, templ
 
 
 def respond_rows(name: str, names: list[str], rows: list[dict[str, Any]], fmt: Format) -> Response:
-    """Rows that were computed rather than selected, as JSON, CSV or JSON lines; `names` are the CSV's columns."""
+    """Rows that were computed rather than selected, in the asked format; `names` are the columns of a table's file."""
     if fmt == "json":
         return JSONResponse({"rows": rows, "after": None})
     seen = {column: {type(row[column]) for row in rows if row[column] is not None} for column in names}

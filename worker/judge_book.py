@@ -10,7 +10,7 @@ from sqlalchemy.orm import aliased
 from sqlmodel import Session, col, select
 
 from app.constitutions.constitutions import freeze
-from app.db import get, now
+from app.db import get, now, table_of
 from app.errors import AppError
 from app.judging.deciding import decide, still_missing
 from app.judging.judges import free_name, freeze_judge
@@ -28,7 +28,7 @@ ENOUGH = 20  # verdicts after which a share is worth stopping for
 SAME = "a and b are the same text: not asked"
 NO_VOTES = {"a": 0, "b": 0, "tie": 0, "null": 0}
 # Statements of every turn of the call ledger: made once, and past the mapper.
-OPINIONS, VERDICTS, SETS = (kind.metadata.tables[str(kind.__tablename__)] for kind in (Opinion, Verdict, VerdictSet))
+OPINIONS, VERDICTS, SETS = map(table_of, (Opinion, Verdict, VerdictSet))
 OPINION = ("verdict_set_id", "pair_id", "judge_id", "sample", "principle", "is_swapped", "call_id", "choice", "p_a",
            "by_principle", "reason")  # fmt: skip
 VERDICT = ("verdict_set_id", "pair_id", *(one.name for one in fields(VerdictValue)))

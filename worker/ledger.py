@@ -23,7 +23,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import Session, col, select
 
 from app.checkpoints.chat import Body, ChatAnswer, Target
-from app.db import now
+from app.db import now, table_of
 from app.errors import AppError
 from app.judging.models import Call, CallText
 from app.runs.models import Run
@@ -37,7 +37,7 @@ Key = tuple[str, int]  # request hash, sample
 CostOf = Callable[[Sequence[ChatAnswer]], dict[str, float]]
 
 # A turn's statements are made once and go past the mapper.
-CALLS, TEXTS, RUNS = (kind.metadata.tables[str(kind.__tablename__)] for kind in (Call, CallText, Run))
+CALLS, TEXTS, RUNS = map(table_of, (Call, CallText, Run))
 SETTLED = ("state", "tries", "failure", "tokens_in", "tokens_out", "cost_usd", "answered_at")
 READ_COST = sa.select(RUNS.c.cost).where(RUNS.c.id == sa.bindparam("run"))
 WRITE_COST = sa.update(RUNS).where(RUNS.c.id == sa.bindparam("run"))

@@ -7,9 +7,10 @@ from typing import Any
 from urllib.parse import urlencode
 
 import sqlalchemy as sa
-from sqlmodel import Session, SQLModel, col, select
+from sqlmodel import Session, col, select
 
 from app.checkpoints.models import Checkpoint
+from app.db import table_of
 from app.experiments.models import Experiment, Step, state_of
 from app.grading.models import Grade, GradeItem, Grading
 from app.judging.models import Judge, VerdictSet
@@ -48,7 +49,7 @@ def _steps(session: Session, project: Project) -> Iterator[NextStep]:
 
 
 def _newest(session: Session, model: type[Any], project: Project, *where: Any) -> Any:
-    table = SQLModel.metadata.tables[model.__tablename__]
+    table = table_of(model)
     query = select(model).where(model.project_id == project.id, *where).order_by(model.id.desc())
     if "archived_at" in table.c:
         query = query.where(model.archived_at.is_(None))

@@ -69,13 +69,13 @@ def _statements(names: tuple[str, ...]) -> tuple[sa.Select[Any], sa.Select[Any]]
     """
     tables = SQLModel.metadata.tables
     project: Any = sa.bindparam("project")
-    counted = [
-        sa.select(sa.func.count())
-        .where(tables[name].c.project_id == project)
-        .where(*(tables[name].c[put_away].is_(None) for put_away in ("archived_at",) if put_away in tables[name].c))
-        .label(name)
-        for name in names
-    ]
+    counted = []
+    for name in names:
+        columns = tables[name].c
+        counting = sa.select(sa.func.count()).where(columns.project_id == project)
+        if "archived_at" in columns:
+            counting = counting.where(columns.archived_at.is_(None))
+        counted.append(counting.label(name))
     run = tables["run"]
     running = sa.select(run.c.kind).distinct().where(run.c.project_id == project, run.c.status == "running")
     return sa.select(*counted), running

@@ -6,11 +6,28 @@ from dataclasses import dataclass, field
 import sqlalchemy as sa
 from sqlmodel import Session
 
+from app.db import table_of
 from app.pairs.models import Completion, Pair
 
 SCANNED = 1_000  # pairs looked at: a form must open at once
 MANY = 3  # prompts that are answered with the very same text
 SHOWN = 3
+BLANK = " \t\n\r"
+
+PAIR, COMPLETION = map(table_of, (Pair, Completion))
+_A, _B = COMPLETION.alias("a"), COMPLETION.alias("b")
+_FEW = (
+    sa.select(PAIR.c.prompt_id, PAIR.c.a_id, PAIR.c.b_id)
+    .where(PAIR.c.pair_set_id == sa.bindparam("pair_set"))
+    .order_by(PAIR.c.position, PAIR.c.id)
+    .limit(SCANNED)
+    .subquery()
+)
+_FIRST = (
+    sa.select(_FEW.c.prompt_id, _A.c.text.label("a"), _B.c.text.label("b"))
+    .join_from(_FEW, _A, _A.c.id == _FEW.c.a_id)
+    .join(_B, _B.c.id == _FEW.c.b_id)
+)
 
 
 @dataclass(frozen=True)
@@ -48,20 +65,3 @@ def flag_candidates(session: Session, pair_set_id: int) -> Flags:
         n_constant=sum(a in often or b in often for _, a, b in rows),
         constants=sorted(often.items(), key=lambda one: (-one[1], one[0]))[:SHOWN],
     )
-
-
-PAIR, COMPLETION = (kind.metadata.tables[str(kind.__tablename__)] for kind in (Pair, Completion))
-_A, _B = COMPLETION.alias("a"), COMPLETION.alias("b")
-_few = (
-    sa.select(PAIR.c.prompt_id, PAIR.c.a_id, PAIR.c.b_id)
-    .where(PAIR.c.pair_set_id == sa.bindparam("pair_set"))
-    .order_by(PAIR.c.position, PAIR.c.id)
-    .limit(SCANNED)
-    .subquery()
-)
-_FIRST = (
-    sa.select(_few.c.prompt_id, _A.c.text.label("a"), _B.c.text.label("b"))
-    .join_from(_few, _A, _A.c.id == _few.c.a_id)
-    .join(_B, _B.c.id == _few.c.b_id)
-)
-BLANK = " \t\n\r"

@@ -8,11 +8,12 @@ from typing import Any
 import sqlalchemy as sa
 from sqlmodel import Session, col
 
+from app.db import table_of
 from app.pairs.models import Pair
 from app.review.models import Answer, Override, Queue
 
 CHUNK = 500
-ANSWER, OVERRIDE, QUEUE = (kind.metadata.tables[str(kind.__tablename__)] for kind in (Answer, Override, Queue))
+ANSWER, OVERRIDE, QUEUE = map(table_of, (Answer, Override, Queue))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm.attributes import set_committed_value
 from sqlmodel import Session, col
 
-from app.db import MAX_ID, clean_text, get, now
+from app.db import MAX_ID, clean_text, get, now, table_of
 from app.errors import Conflict, Invalid, NotFound
 from app.judging.models import Verdict
 from app.pairs.models import Pair, PairSet
@@ -29,9 +29,7 @@ DEFAULT_WHY = {
 }
 LATER_WHY = "Decided after the verdict was shown."
 # What every answer asks of the database, built once: building it took longer than running it.
-ANSWER, OVERRIDE, VERDICT, PAIR, PAIR_SET = (
-    kind.metadata.tables[str(kind.__tablename__)] for kind in (Answer, Override, Verdict, Pair, PairSet)
-)
+ANSWER, OVERRIDE, VERDICT, PAIR, PAIR_SET = map(table_of, (Answer, Override, Verdict, Pair, PairSet))
 _PLACE = (
     sa.select(Answer, Queue)
     .join(Queue, col(Queue.id) == col(Answer.queue_id))

@@ -9,7 +9,7 @@ from sqlalchemy.orm import aliased
 from sqlmodel import Session, col
 
 from app.accounts.models import Account
-from app.db import clean_text, db_now
+from app.db import clean_text, db_now, table_of
 from app.errors import Conflict
 from app.review.models import Answer, Mark, Queue
 
@@ -100,7 +100,7 @@ def claim_statement(kind: Any, dialect: str) -> Any:
 
     Its parameters: queue, person, moment and until.
     """
-    table = kind.metadata.tables[kind.__tablename__]
+    table = table_of(kind)
     queue: Any = sa.bindparam("queue")
     person: Any = sa.bindparam("person")
     moment: Any = sa.bindparam("moment")

@@ -8,7 +8,7 @@ from sqlmodel import Session, col, select
 
 from app.accounts.models import Account
 from app.constitutions.models import Principle
-from app.db import get
+from app.db import get, table_of
 from app.judging.models import Judge, Opinion, Verdict, VerdictSet
 from app.judging.reweigh import root_of
 from app.pairs.models import Completion, Pair
@@ -20,9 +20,8 @@ from app.review.models import Answer, Override, Queue
 from app.runs.models import Run
 
 # What the screen of every pair asks of the database, built once: building it took longer than running it.
-PAIR, PROMPT, COMPLETION, VERDICT, OVERRIDE, VERDICT_SET, JUDGE, RUN = (
-    kind.metadata.tables[str(kind.__tablename__)]
-    for kind in (Pair, Prompt, Completion, Verdict, Override, VerdictSet, Judge, Run)
+PAIR, PROMPT, COMPLETION, VERDICT, OVERRIDE, VERDICT_SET, JUDGE, RUN = map(
+    table_of, (Pair, Prompt, Completion, Verdict, Override, VerdictSet, Judge, Run)
 )
 _A, _B = COMPLETION.alias("a"), COMPLETION.alias("b")
 _SHOWN = (

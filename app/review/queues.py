@@ -12,7 +12,7 @@ from sqlalchemy.orm.attributes import set_committed_value
 from sqlmodel import Session, col, select
 
 from app.accounts.models import Account
-from app.db import get, now
+from app.db import get, now, table_of
 from app.errors import Invalid, NotFound
 from app.judging.models import Rating, RatingSet, Verdict, VerdictSet
 from app.projects.access import Member
@@ -23,7 +23,7 @@ from app.review.recipes import AuditRecipe
 from app.runs.models import Run
 
 RECENT = 25  # last answers that say how fast a person is
-ANSWER = Answer.metadata.tables["answer"]
+ANSWER = table_of(Answer)
 _EXCHANGE = sa.update(ANSWER).where(ANSWER.c.id == sa.bindparam("answer")).values(is_swapped=~ANSWER.c.is_swapped)
 
 

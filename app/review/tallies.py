@@ -6,9 +6,10 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import Session
 
+from app.db import table_of
 from app.review.models import Queue, Tally
 
-TALLY, QUEUE = (kind.metadata.tables[str(kind.__tablename__)] for kind in (Tally, Queue))
+TALLY, QUEUE = map(table_of, (Tally, Queue))
 ANSWERED = (
     sa.update(QUEUE)
     .where(QUEUE.c.id == sa.bindparam("queue"))

@@ -109,14 +109,23 @@ def test_form_api_and_experiment_say_the_same(client: TestClient, scene: Scene) 
     refused = client.post("/p/demo/new/ppo", data=form)
     assert refused.status_code == 422 and "failed its card 1: say why" in refused.text
     assert "no</textarea>" in refused.text and "<details open>" in refused.text
-    page = client.post("/p/demo/new/ppo", data={**form, "waiver": REASON})
+    limits = _train_with_a_reason(client, scene, scene.fields, STUDY)
+    assert (
+        f"“the scorer” {BROKEN.replace('Card 1', 'Card')} and its scores rewarded training; reason given: “{REASON}”."
+        in limits
+    )
+
+
+def _train_with_a_reason(client: TestClient, scene: Scene, fields: dict[str, Any], study: str) -> list[str]:
+    """By form, API and experiment it trains with a reason alone; gives the limits that the report prints."""
+    page = client.post("/p/demo/new/ppo", data={**fields, "form_key": "w", "waiver": REASON})
     assert page.status_code == 200 and REASON in client.get(f"{page.url.path}/panel/ppo").text
-    api = client.post("/api/v1/p/demo/runs", json={"kind": "ppo", **scene.fields})
+    api = client.post("/api/v1/p/demo/runs", json={"kind": "ppo", **fields})
     assert api.status_code == 422 and BROKEN in api.json()["error"] and list(api.json()["fields"]) == ["waiver"]
     steps = {}
     for name, waiver in (("without", ""), ("with", f", waiver: {REASON}")):
         with transaction() as session:
-            key = start_experiment(session, scene.project.id, STUDY.replace("WAIVER", waiver)).id
+            key = start_experiment(session, scene.project.id, study.replace("WAIVER", waiver)).id
         advance_all()
         with reading() as session:
             steps[name] = session.exec(select(Step).where(Step.experiment_id == key)).one()
@@ -124,11 +133,7 @@ def test_form_api_and_experiment_say_the_same(client: TestClient, scene: Scene) 
     assert steps["with"].status == "launched", steps["with"].error
     with reading() as session:
         material = read_material(session, get(session, Experiment, steps["with"].experiment_id))
-        limits = find_limits(session, material, [], [], [], [])
-    assert (
-        f"“the scorer” {BROKEN.replace('Card 1', 'Card')} and its scores rewarded training; reason given: “{REASON}”."
-        in limits
-    )
+        return find_limits(session, material, [], [], [], [])
 
 
 def _fail_as_a_judge(scene: Scene) -> int:
@@ -188,24 +193,9 @@ def test_of_a_reward_model_form_api_experiment_and_report_say_so_too(client: Tes
     assert (
         refused.status_code == 422 and "failed its card 1: say why" in refused.text and "<details open>" in refused.text
     )
-    page = client.post("/p/demo/new/ppo", data={**fields, "form_key": "w", "waiver": REASON})
-    assert page.status_code == 200 and REASON in client.get(f"{page.url.path}/panel/ppo").text
-    api = client.post("/api/v1/p/demo/runs", json={"kind": "ppo", **fields})
-    assert api.status_code == 422 and BROKEN in api.json()["error"] and list(api.json()["fields"]) == ["waiver"]
-    steps = {}
     by_model = STUDY.replace('judge: "@judge:the scorer", constitution: "@constitution:rubric", reward_by: judge',
                              'reward: "@checkpoint:rm", reward_by: reward_model')  # fmt: skip
-    for name, waiver in (("without", ""), ("with", f", waiver: {REASON}")):
-        with transaction() as session:
-            experiment = start_experiment(session, scene.project.id, by_model.replace("WAIVER", waiver)).id
-        advance_all()
-        with reading() as session:
-            steps[name] = session.exec(select(Step).where(Step.experiment_id == experiment)).one()
-    assert steps["without"].status == "failed" and BROKEN in steps["without"].error
-    assert steps["with"].status == "launched", steps["with"].error
-    with reading() as session:
-        material = read_material(session, get(session, Experiment, steps["with"].experiment_id))
-        limits = find_limits(session, material, [], [], [], [])
+    limits = _train_with_a_reason(client, scene, fields, by_model)
     broken = BROKEN.replace("Card 1", "Card")
     said = f"“the same critic”, a reward model, {broken} and its scores rewarded training; reason given: “{REASON}”."
     assert said in limits
